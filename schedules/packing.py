@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Binary-coded weights: what the quantizers produce, what the kernels read.
+
+``BitPlanes`` is the meaning (planes, scales, offsets of one matrix, kernel-independent);
+``pack_keys`` lays planes out as the 4-bit table keys that every LUT kernel streams
+(one layout for all ISA levels).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MU = 4
+"""Activations per lookup table (16 entries: one byte-shuffle register)."""
+TILE_ROWS = 16
+STEP_COLUMNS = 32
+"""One tile of one plane: 16 rows x 32 columns = 64 bytes of keys."""
+BLOCK_ROWS = 64
+"""Rows are padded to whole blocks of 4 tiles, the unit that a kernel keeps in registers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitPlanes:
+    """A matrix as a sum of scaled binary planes: ``W ~ sum_i scales[i] * B_i + offsets``.
+
+    Attributes:
+        planes: uint8[bits, n, ceil(k / 8)], ``np.packbits(..., bitorder="little")`` along the
+            columns; bit 1 means +1, bit 0 means -1. Spare bits of the last byte are 0.
+        scales: float16 or float32 [bits, n, groups].
+        offsets: same dtype [n, groups], or None.
+        shape: (n, k) of the matrix: n output rows, k columns.
+        group_size: columns that share a scale; divides k. Groups = k / group_size.
+    """
+
+    planes: NDArray[np.uint8]
+    scales: NDArray[np.floating]
+    offsets: NDArray[np.floating] | None
+    shape: tuple[int, int]
+    group_size: int
+
+    def __post_init__(self) -> None:
+        n, k = self.shape
+        bits = self.planes.shape[0]
+        if self.group_size < 1 or k % self.group_size:
+            raise ValueError(f"group size {self.group_size} does not divide {k} columns")
+        expected = (bits, n, (k + 7) // 8)
+        if self.planes.shape != expected or self.planes.dtype != np.uint8:
+            raise ValueError(f"planes are {self.planes.dtype}{self.planes.shape}, expected uint8{expected}")
+        if self.scales.shape != (bits, n, k // self.group_size):
+            raise ValueError(f"scales are {self.scales.shape}, expected {(bits, n, k // self.group_size)}")
+        if self.offsets is not None and self.offsets.shape != (n, k // self.group_size):
+            raise ValueError(f"offsets are {self.offsets.shape}, expected {(n, k // self.group_size)}")
+
+    @property
+    def bits(self) -> int:
+        return self.planes.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of planes, scales and offsets (without row padding)."""
+        return self.planes.nbytes + self.scales.nbytes + (0 if self.offsets is None else self.offsets.nbytes)
+
+    def signs(self) -> NDArray[np.int8]:
+        """The planes as int8[bits, n, k] of -1 and +1."""
+        bits = np.unpackbits(self.planes, axis=2, count=self.shape[1], bitorder="little")
+        return (bits.astype(np.int8) << 1) - 1
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """float32[n, k]: the matrix that the kernels multiply by."""
+        n, k = self.shape
+        groups = k // self.group_size
+        out = np.zeros((n, groups, self.group_size), np.float32)
+        for plane, scale in zip(self.signs(), self.scales.astype(np.float32), strict=True):
+            out += plane.reshape(out.shape) * scale[:, :, None]
+        if self.offsets is not None:
+            out += self.offsets.astype(np.float32)[:, :, None]
+        return out.reshape(n, k)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordPlanes:
+    """An embedding whose rows (words) carry different bit widths, stored by frequency.
+
+    Attributes:
+        order: int32[n]; storage row r holds word ``order[r]`` (most frequent first).
+        segments: consecutive storage rows with one bit width each.
+    """
+
+    order: NDArray[np.int32]
+    segments: tuple[BitPlanes, ...]
+
+    def __post_init__(self) -> None:
+        rows = sum(s.shape[0] for s in self.segments)
+        if rows != self.order.shape[0]:
+            raise ValueError(f"segments hold {rows} rows, the order names {self.order.shape[0]}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.order.shape[0], self.segments[0].shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(s.nbytes for s in self.segments) + self.order.nbytes
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """float32[n, k] with rows at their word ids."""
+        out = np.empty(self.shape, np.float32)
+        out[self.order] = np.concatenate([s.dequantize() for s in self.segments])
+        return out
