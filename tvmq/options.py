@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of every verb as frozen dataclasses: what the command line fills in and the API takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+Tables = Literal["int8", "exact"]
+
+
+class Progress(Protocol):
+    """Called at the start of every phase and whenever a part of it is done."""
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """``phase`` is a verb in the user's words; ``done`` of ``total`` parts are finished."""
+
+
+def no_progress(phase: str, done: int, total: int) -> None:
+    """A ``Progress`` that reports to nobody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """How many bits every tensor gets. At most one of ``preset``, ``bits`` and ``plan`` is given.
+
+    Attributes:
+        preset: name of a shipped plan.
+        bits: mean bits per weight; a sensible mix is picked.
+        plan: a plan.json to use as it is.
+        overrides: (pattern, bits) pairs applied last, in order.
+        quantizer: registry name of the quantizer; None keeps the preset's.
+        group_size: columns that share a scale; None keeps the preset's, 0 is one scale per row.
+        offset: one offset per group besides the scales; None keeps the preset's.
+        scale_dtype: dtype of scales and offsets; None keeps the preset's.
+        frequencies: a token_freq.tsv for word bits; None takes the one in the model folder.
+        text: source and target text to count token frequencies in, instead of ``frequencies``.
+    """
+
+    preset: str | None = None
+    bits: float | None = None
+    plan: Path | None = None
+    overrides: tuple[tuple[str, int], ...] = ()
+    quantizer: str | None = None
+    group_size: int | None = None
+    offset: bool | None = None
+    scale_dtype: Literal["float16", "float32"] | None = None
+    frequencies: Path | None = None
+    text: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileOptions:
+    """How a model becomes an artifact.
+
+    Attributes:
+        plan: bits per tensor.
+        target: ISA level, or ``host`` or ``x86-64`` for a set of levels.
+        isa_levels: exactly these levels instead of the target's own.
+        tables: ``int8`` lookup tables, or ``exact`` FP32 tables.
+        dump_ir: folder for the IR after each phase.
+        force: replace an existing artifact.
+    """
+
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    target: str = "host"
+    isa_levels: tuple[str, ...] | None = None
+    tables: Tables = "int8"
+    dump_ir: Path | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """How sentences are generated.
+
+    Attributes:
+        beam: hypotheses kept per sentence; 1 is greedy search.
+        length_penalty: exponent of the length that scores are divided by.
+        max_length: longest output in tokens; None takes the model's own limit.
+        batch_size: sentences translated together.
+        threads: threads of the kernels; the result does not depend on it.
+        isa: ISA level to run instead of the best one this CPU has.
+    """
+
+    beam: int = 4
+    length_penalty: float = 1.0
+    max_length: int | None = None
+    batch_size: int = 16
+    threads: int = 1
+    isa: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """What ``bench`` runs.
+
+    Attributes:
+        search: generation options; the defaults of ``bench`` are greedy, one sentence, one thread.
+        input: text file with one source sentence a line, or a TSV whose first column is taken.
+        sentences: number of sentences (the first of the file, or random ones).
+        source_tokens: length of random sources in token ids.
+        forced_length: tokens to generate per sentence whatever the model says; None is the model's choice.
+        rounds: timed passes over all sentences; the median counts.
+        seed: seed of the random ids.
+    """
+
+    search: SearchOptions = field(default_factory=lambda: SearchOptions(beam=1, batch_size=1))
+    input: Path | None = None
+    sentences: int = 32
+    source_tokens: int = 20
+    forced_length: int | None = None
+    rounds: int = 3
+    seed: int = 0
