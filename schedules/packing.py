@@ -110,3 +110,106 @@ class WordPlanes:
         out = np.empty(self.shape, np.float32)
         out[self.order] = np.concatenate([s.dequantize() for s in self.segments])
         return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnLayout:
+    """How k columns in groups are laid out for table kernels.
+
+    Groups are padded to whole steps of 32 columns (a key must not span two groups); activations are
+    scaled to int8 per ``chunk`` columns, the longest multiple of 32 up to 128 that divides a group.
+    """
+
+    k: int
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1 or self.k % self.group_size:
+            raise ValueError(f"group size {self.group_size} does not divide {self.k} columns")
+
+    @property
+    def groups(self) -> int:
+        return self.k // self.group_size
+
+    @property
+    def padded_group(self) -> int:
+        return -(-self.group_size // STEP_COLUMNS) * STEP_COLUMNS
+
+    @property
+    def padded_k(self) -> int:
+        return self.groups * self.padded_group
+
+    @property
+    def steps(self) -> int:
+        return self.padded_k // STEP_COLUMNS
+
+    @property
+    def chunk(self) -> int:
+        return max(c for c in (32, 64, 96, 128) if self.padded_group % c == 0)
+
+    @property
+    def chunks(self) -> int:
+        return self.padded_k // self.chunk
+
+    @property
+    def dense(self) -> bool:
+        """Whether padded and plain columns coincide."""
+        return self.padded_group == self.group_size
+
+    @property
+    def table_key(self) -> tuple[int, int, int]:
+        """Linears with the same key (and the same activation) can share one table."""
+        return (self.k, self.chunk, 0 if self.dense else self.group_size)
+
+    def pad(self, matrix: NDArray) -> NDArray:
+        """[..., k] -> [..., padded_k], zeros in the padding of each group."""
+        lead = matrix.shape[:-1]
+        grouped = matrix.reshape(*lead, self.groups, self.group_size)
+        width = [(0, 0)] * (grouped.ndim - 1) + [(0, self.padded_group - self.group_size)]
+        return np.pad(grouped, width).reshape(*lead, self.padded_k)
+
+
+def row_blocks(n: int) -> int:
+    """Blocks of 64 rows that hold n rows."""
+    return -(-n // BLOCK_ROWS)
+
+
+def pack_keys(planes: BitPlanes) -> NDArray[np.uint8]:
+    """Planes as table keys: uint8[blocks, bits, steps, 4, 64].
+
+    Within the 64 bytes of one tile (16 rows x 32 columns), byte j belongs to row j // 4: its low
+    nibble is the key of column group j % 4 (4 columns, lowest column in bit 0), its high nibble that
+    of group 4 + j % 4. Padding rows and columns have key bits 0.
+    """
+    n, k = planes.shape
+    layout = ColumnLayout(k=k, group_size=planes.group_size)
+    bits = np.unpackbits(planes.planes, axis=2, count=k, bitorder="little")
+    bits = layout.pad(bits)
+    blocks = row_blocks(n)
+    bits = np.pad(bits, ((0, 0), (0, blocks * BLOCK_ROWS - n), (0, 0)))
+    nibbles = np.packbits(
+        bits.reshape(planes.bits, blocks, 4, TILE_ROWS, layout.steps, 8, MU), axis=-1, bitorder="little"
+    )[..., 0]
+    low, high = nibbles[..., :4], nibbles[..., 4:]
+    tiles = low | (high << 4)  # [bits, blocks, tile, row, step, group of 4]
+    return np.ascontiguousarray(tiles.transpose(1, 0, 4, 2, 3, 5)).reshape(
+        blocks, planes.bits, layout.steps, 4, TILE_ROWS * 4
+    )
+
+
+def pack_scales(planes: BitPlanes) -> NDArray[np.floating]:
+    """Scales as [blocks, bits, groups, 64], zero for padding rows."""
+    bits, n, groups = planes.scales.shape
+    blocks = row_blocks(n)
+    padded = np.pad(planes.scales, ((0, 0), (0, blocks * BLOCK_ROWS - n), (0, 0)))
+    return np.ascontiguousarray(padded.reshape(bits, blocks, BLOCK_ROWS, groups).transpose(1, 0, 3, 2))
+
+
+def pack_offsets(planes: BitPlanes) -> NDArray[np.floating] | None:
+    """Offsets as [blocks, groups, 64], zero for padding rows; None where there are none."""
+    if planes.offsets is None:
+        return None
+    n, groups = planes.offsets.shape
+    blocks = row_blocks(n)
+    padded = np.pad(planes.offsets, ((0, blocks * BLOCK_ROWS - n), (0, 0)))
+    return np.ascontiguousarray(padded.reshape(blocks, BLOCK_ROWS, groups).transpose(0, 2, 1))

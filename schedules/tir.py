@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A thin layer over TVM's IR builder: one opaque block a kernel, vector loads and stores, typed lanes.
+
+Kernels are Python functions that emit TensorIR; Python loops unroll, ``T.serial`` loops stay loops.
+Every kernel is opaque to Relax' fusion (``op_pattern`` 8), so that its attributes and body survive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+LANES = 16
+"""Float lanes of the vectors that kernels are written in; LLVM splits them on narrower machines."""
+OPAQUE = 8
+
+Expr = Any
+Buffer = Any
+
+
+class KernelBuilder:
+    """Collects one PrimFunc: parameters first, then a body inside :meth:`body`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._builder = IRBuilder()
+        self._result: Any = None
+
+    @contextmanager
+    def define(self) -> Iterator[KernelBuilder]:
+        with self._builder, T.prim_func(s_tir=True):
+            T.func_name(self.name)
+            T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
+            yield self
+        self._result = self._builder.get().without_attr("global_symbol")
+
+    def param(self, name: str, shape: Sequence[Expr], dtype: str = "float32") -> Buffer:
+        """A 64-byte aligned buffer parameter."""
+        handle = T.arg(f"{name}_handle", T.handle())
+        return IRBuilder.name(name, T.match_buffer(handle, list(shape), dtype, align=64, layout=None))
+
+    @property
+    def result(self) -> Any:
+        """The finished ``tirx.PrimFunc``, without a global symbol."""
+        return self._result
+
+
+@contextmanager
+def body(writes: Sequence[Buffer], reads: Sequence[Buffer]) -> Iterator[None]:
+    """The single opaque block that Relax needs around a kernel's statements."""
+    with T.sblock("kernel"):
+        T.reads(*[whole(b) for b in reads])
+        T.writes(*[whole(b) for b in writes])
+        yield
+
+
+def whole(buffer: Buffer) -> Any:
+    """The region that covers all of a buffer."""
+    return buffer[tuple(slice(0, extent) for extent in buffer.shape)]
+
+
+def scratch(shape: Sequence[int], dtype: str = "float32") -> Buffer:
+    """A small buffer in default scope: below 1 KB it lives in registers or on the stack."""
+    return T.alloc_buffer(list(shape), dtype, align=64, layout=None)
+
+
+def load(buffer: Buffer, indices: Sequence[Expr], lanes: int) -> Expr:
+    """``lanes`` consecutive elements starting at ``indices``."""
+    return buffer.vload(list(indices), vec(buffer.dtype, lanes))
+
+
+def store(buffer: Buffer, indices: Sequence[Expr], value: Expr, lanes: int) -> None:
+    """Writes ``lanes`` consecutive elements starting at ``indices``."""
+    *outer, last = indices
+    T.buffer_store(buffer, value, [*outer, T.ramp(last, 1, lanes)])
+
+
+def put(buffer: Buffer, indices: Sequence[Expr], value: Expr) -> None:
+    """Writes one element."""
+    T.buffer_store(buffer, value, list(indices))
+
+
+def vec(dtype: str, lanes: int) -> str:
+    return f"{dtype}x{lanes}" if lanes > 1 else dtype
+
+
+def splat(value: Expr, lanes: int = LANES) -> Expr:
+    return T.broadcast(value, lanes)
+
+
+def fsplat(value: float, lanes: int = LANES) -> Expr:
+    return T.broadcast(T.float32(value), lanes)
+
+
+def isplat(value: int, lanes: int = LANES) -> Expr:
+    return T.broadcast(T.int32(value), lanes)
+
+
+def as_type(value: Expr, dtype: str) -> Expr:
+    """The same bits read as ``dtype``."""
+    return T.reinterpret(dtype, value)
+
+
+def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """A vector made of the given lanes of the concatenated vectors."""
+    return tirx.Shuffle(list(vectors), [tirx.IntImm("int32", lane) for lane in lanes])
+
+
+def intrinsic(dtype: str, name: str, *args: Expr) -> Expr:
+    """A pure LLVM intrinsic; an unknown name is an error (TVM would emit intrinsic 0)."""
+    from tvm.target import codegen
+
+    if codegen.llvm_lookup_intrinsic_id(name) == 0:
+        raise ValueError(f"LLVM of this TVM knows no intrinsic {name}")
+    return T.call_llvm_pure_intrin(dtype, name, *args)

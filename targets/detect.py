@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which ISA levels the running CPU can execute, read from the operating system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .spec import TargetSpec
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def host_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+    """CPU feature names of the first core, in ``/proc/cpuinfo`` spelling; empty where unreadable."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def host_cpu(cpuinfo: Path = CPUINFO) -> str:
+    """The CPU's marketing name, or ``unknown``."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "unknown"
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return "unknown"
+
+
+def runnable(specs: tuple[TargetSpec, ...], flags: frozenset[str]) -> list[TargetSpec]:
+    """The levels whose features are all present, best first."""
+    fit = [spec for spec in specs if flags and spec.cpu_flags <= flags]
+    return sorted(fit, key=lambda spec: -spec.rank)

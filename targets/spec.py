@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a machine is: an ISA level with the CPU features its kernels may use.
+
+Importing this module imports no TVM; ``TargetSpec.to_tvm`` builds the compiler's target on demand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+KernelIsa = Literal["avx512_vbmi", "avx2", "portable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSpec:
+    """One ISA level.
+
+    Attributes:
+        name: registry name, also the library's file name in an artifact.
+        triple: LLVM target triple.
+        cpu: LLVM CPU name, the baseline of the level.
+        llvm_features: features beyond the CPU's baseline, in LLVM's spelling without the plus sign.
+        cpu_flags: what the operating system must report (``/proc/cpuinfo`` spelling) before code of
+            this level may run.
+        kernel_isa: which intrinsics the kernels of this level use.
+        rank: higher runs first when several levels fit a machine.
+    """
+
+    name: str
+    triple: str
+    cpu: str
+    llvm_features: tuple[str, ...]
+    cpu_flags: frozenset[str]
+    kernel_isa: KernelIsa
+    rank: int
+
+    def to_tvm(self) -> Any:
+        """The ``tvm.target.Target`` of this level."""
+        import tvm
+
+        description: dict[str, Any] = {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu}
+        if self.llvm_features:
+            description["mattr"] = [f"+{feature}" for feature in self.llvm_features]
+        return tvm.target.Target(description)
