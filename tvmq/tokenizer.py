@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Marian tokenizer on the sentencepiece package alone: text to token ids and back.
+
+Ids and text are those of transformers' MarianTokenizer (5.23) on its default path: special tokens are
+cut out first, a ``>>code<<`` prefix stays one token, each rest goes through SentencePiece, and pieces
+are looked up in vocab.json. Its punctuation normaliser exists but is not on that path, so it is not here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+from .store import read_bytes, read_json_object, show
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+SOURCE, TARGET, VOCABULARY = "source.spm", "target.spm", "vocab.json"
+CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+_MAX_JSON = 64 << 20
+_MAX_MODEL = 256 << 20
+_DEFAULT_SPECIAL = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
+_UNDERLINE = "▁"
+# transformers' clean_up_tokenization, in its order
+_CLEAN_UP = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
+    (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarianTokenizer:
+    """SentencePiece with Marian's own vocabulary.
+
+    Attributes:
+        folder: where the files lie.
+        vocabulary: piece -> id.
+        unk_id, eos_id, pad_id: ids of the special tokens.
+        clean_up: whether decoded text loses the spaces before punctuation (a setting of the model).
+    """
+
+    folder: Path
+    vocabulary: dict[str, int]
+    unk_id: int
+    eos_id: int
+    pad_id: int
+    clean_up: bool
+    _pieces: dict[int, str]
+    _special: dict[str, int]
+    _split: re.Pattern[str]
+    _source: SentencePieceProcessor
+
+    @classmethod
+    def open(cls, folder: Path | str) -> MarianTokenizer:
+        """Reads source.spm, target.spm, vocab.json and tokenizer_config.json of a model folder.
+
+        Raises:
+            InputError: a file is missing or damaged, or asks for something that is not supported.
+        """
+        folder = Path(folder)
+        config = _read_config(folder)
+        vocabulary = _read_vocabulary(folder / VOCABULARY)
+        tokens = {key: _token_text(folder / CONFIG, key, config.get(key)) for key in _DEFAULT_SPECIAL}
+        if tokens["unk_token"] not in vocabulary:
+            missing = show(tokens["unk_token"])
+            raise InputError(f"{folder / VOCABULARY}: the unknown token {missing} is missing")
+        special: dict[str, int] = {}
+        pieces = {index: piece for piece, index in vocabulary.items()}
+        for token in (tokens[key] for key in ("eos_token", "unk_token", "pad_token")):
+            special[token] = vocabulary.get(token, len(vocabulary | special))
+        _check_added(folder / CONFIG, config.get("added_tokens_decoder", {}), special)
+        _load(folder / TARGET)  # part of the model's files; a damaged copy must not ship
+        return cls(
+            folder=folder,
+            vocabulary=vocabulary,
+            unk_id=special[tokens["unk_token"]],
+            eos_id=special[tokens["eos_token"]],
+            pad_id=special[tokens["pad_token"]],
+            clean_up=config.get("clean_up_tokenization_spaces") is True,
+            _pieces=pieces,
+            _special=special,
+            _split=re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")"),
+            _source=_load(folder / SOURCE),
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of one line and the end token; nothing is cut off, however long."""
+        ids: list[int] = []
+        for part in self._split.split(text):
+            if part in self._special:
+                ids.append(self._special[part])
+            elif part:
+                ids.extend(self.vocabulary.get(piece, self.unk_id) for piece in self._tokenize(part))
+        return [*ids, self.eos_id]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; special tokens (end, padding, unknown) are left out."""
+        skip = set(self._special.values())
+        pieces = [self._piece(int(index)) for index in ids if int(index) not in skip]
+        # the source model also for target text: transformers does so where both share one vocabulary
+        text = self._source.decode_pieces(pieces).replace(_UNDERLINE, " ").strip()
+        if self.clean_up:
+            for before, after in _CLEAN_UP:
+                text = text.replace(before, after)
+        return text
+
+    def files(self) -> list[Path]:
+        """The tokenizer's own files, to be copied into an artifact."""
+        names = (SOURCE, TARGET, VOCABULARY, CONFIG, SPECIAL)
+        return [self.folder / name for name in names if (self.folder / name).exists()]
+
+    def _tokenize(self, text: str) -> list[str]:
+        code: list[str] = []
+        if text.startswith(">>") and (end := text.find("<<")) != -1:
+            code, text = [text[: end + 2]], text[end + 2 :]
+        try:
+            return code + self._source.encode(text, out_type=str)
+        except UnicodeEncodeError as exc:
+            raise InputError("the text holds half a surrogate pair, expected valid Unicode") from exc
+
+    def _piece(self, index: int) -> str:
+        if index not in self._pieces:
+            raise InputError(f"token id {index} is not in {self.folder / VOCABULARY}")
+        return self._pieces[index]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with the older special_tokens_map.json merged in as transformers does."""
+    path = folder / CONFIG
+    config = read_json_object(path, _MAX_JSON) if path.exists() else {}
+    if "added_tokens_decoder" not in config and (folder / SPECIAL).exists():
+        config |= read_json_object(folder / SPECIAL, _MAX_JSON)
+    unsupported = [
+        key
+        for key, value in config.items()
+        if value
+        and (
+            key in {"sp_model_kwargs", "split_special_tokens", "separate_vocabs"}
+            or key in {"additional_special_tokens", "extra_special_tokens"}
+            or (key.endswith("_token") and key not in _DEFAULT_SPECIAL and isinstance(value, str | dict))
+        )
+    ]
+    if unsupported:
+        raise InputError(f"{path}: {show(unsupported[0])} is set, which is not supported (remove it)")
+    if (folder / "added_tokens.json").exists():
+        raise InputError(f"{folder / 'added_tokens.json'}: added tokens are not supported (remove the file)")
+    return config
+
+
+def _token_text(path: Path, key: str, value: object) -> str:
+    """A special token is text, or an object with ``content`` and flags that must be off."""
+    if isinstance(value, dict):
+        if value.get("lstrip") or value.get("rstrip") or value.get("single_word"):
+            raise InputError(f"{path}: {key} strips its neighbours, which is not supported")
+        value = value.get("content")
+    value = _DEFAULT_SPECIAL[key] if value is None else value
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{path}: {key} must be text, found {show(str(value))}")
+    return value
+
+
+def _check_added(path: Path, added: object, special: dict[str, int]) -> None:
+    """The list that transformers 4 saved may only repeat the special tokens."""
+    if not isinstance(added, dict):
+        raise InputError(f"{path}: added_tokens_decoder must be an object of id -> token")
+    for index, token in added.items():
+        text = _token_text(path, "pad_token", token)
+        if str(special.get(text)) != index:
+            raise InputError(f"{path}: the added token {show(text)} (id {show(index)}) is not supported")
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    vocabulary = read_json_object(path, _MAX_JSON)
+    for piece, index in vocabulary.items():
+        if type(index) is not int or not 0 <= index < 1 << 31:
+            raise InputError(f"{path}: the id of {show(piece)} is {show(str(index))}, expected a number")
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise InputError(f"{path}: two pieces share one id, expected each id once")
+    return vocabulary
+
+
+def _load(path: Path) -> SentencePieceProcessor:
+    from sentencepiece import SentencePieceProcessor
+
+    model = read_bytes(path, _MAX_MODEL)
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except (RuntimeError, ValueError, OSError) as exc:
+        raise InputError(f"{path}: not a SentencePiece model (download the folder again)") from exc
+    return processor
