@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model families: one file and one case each. Importing this package imports neither torch nor tvm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvmq.errors import InputError
+
+from .family import Family, TensorInfo
+
+__all__ = ["FAMILIES", "Family", "TensorInfo", "get_family"]
+
+FAMILIES = ("marian",)
+"""Known values of ``model_type``."""
+
+
+def get_family(config: dict[str, Any]) -> Family:
+    """The family that config.json's ``model_type`` names; InputError lists the known ones."""
+    match config.get("model_type"):
+        case "marian":
+            from .marian_config import family
+
+            return family()
+        case None:
+            raise InputError(f"config.json names no model_type; known architectures: {', '.join(FAMILIES)}")
+        case other:
+            raise InputError(f"unknown architecture {other!r}; known architectures: {', '.join(FAMILIES)}")

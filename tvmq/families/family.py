@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model family gives to the rest of tvmq: its tensors, its PyTorch modules, its exported graphs.
+
+Free of torch, so that planning and inspecting stay cheap; ``load`` and ``export`` import it on first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """One quantizable matrix.
+
+    Attributes:
+        name: its name in the checkpoint (and of the parameter in the exported graphs).
+        block: Emb, Enc_ee, Enc_ffn, Dec_dd, Dec_ed or Dec_ffn.
+        shape: (rows n, columns k).
+        is_embedding: rows are the words of a vocabulary, so they may carry bits by word.
+    """
+
+    name: str
+    block: str
+    shape: tuple[int, int]
+    is_embedding: bool
+
+
+class TensorSource(Protocol):
+    """A checkpoint as a family reads it; ``tvmq.checkpoint.Checkpoint`` is one."""
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+    def names(self) -> list[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def tensor(self, name: str) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """The entry points of one architecture.
+
+    Attributes:
+        name: the ``model_type`` of its config.json.
+        read_config: config.json as a dict -> the family's checked config; raises InputError.
+        tensors: checked config -> every quantizable matrix, in graph order.
+        load: checkpoint -> the torch model (imports torch); raises InputError.
+        export: model -> exported programs by name (imports torch).
+    """
+
+    name: str
+    read_config: Callable[[dict[str, Any]], Any]
+    tensors: Callable[[Any], list[TensorInfo]]
+    load: Callable[[TensorSource], Any]
+    export: Callable[[Any], dict[str, Any]]

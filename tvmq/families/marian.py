@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marian (encoder-decoder translation) in PyTorch, shaped for export: no padding, explicit caches.
+
+``MarianModel`` holds the weights under the checkpoint's names. ``Encoder`` and ``DecoderStep`` are the two
+graphs: they share its layers and hold only those that they use. Imported at compile time only (torch).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from tvmq.errors import InputError
+
+from . import ops
+from .family import TensorSource
+from .marian_config import Leaf, MarianConfig, layout
+
+_POSITION_TABLES = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
+
+
+class _Tree(nn.Module):
+    """A module whose layers are reached by their checkpoint names."""
+
+    def attach(self, name: str, layer: nn.Module) -> None:
+        """Put ``layer`` at the dotted path ``name``, making bare containers on the way."""
+        *path, last = name.split(".")
+        parent: nn.Module = self
+        for part in path:
+            if part not in dict(parent.named_children()):
+                parent.add_module(part, nn.Module())
+            parent = parent.get_submodule(part)
+        parent.add_module(last, layer)
+
+    def run(self, name: str, x: Tensor) -> Tensor:
+        """Apply the layer at ``name``."""
+        return self.get_submodule(name)(x)
+
+
+class MarianModel(_Tree):
+    """All weights of one model; tied tables exist once.
+
+    Buffers: ``positions`` float32[max_positions, D] (used by both sides), ``final_logits_bias`` float32[V].
+    """
+
+    positions: Tensor
+    final_logits_bias: Tensor
+
+    def __init__(self, config: MarianConfig) -> None:
+        super().__init__()
+        self.config = config
+        for leaf in layout(config):
+            self.attach(leaf.name, _layer(leaf))
+        self.register_buffer("positions", position_table(config))
+        self.register_buffer("final_logits_bias", torch.zeros(config.decoder_vocab_size))
+        self.eval()
+        self.requires_grad_(False)
+
+
+class _Graph(_Tree):
+    """One exported graph: a view of the model with the layers that this graph uses."""
+
+    positions: Tensor
+
+    def __init__(self, model: MarianModel, leaves: Sequence[Leaf]) -> None:
+        super().__init__()
+        self.config = model.config
+        for leaf in leaves:
+            self.attach(leaf.name, model.get_submodule(leaf.name))
+        self.register_buffer("positions", model.positions)
+        self.scale = math.sqrt(model.config.d_model) if model.config.scale_embedding else 1.0
+        self.eval()
+
+    def embed(self, table: str, ids: Tensor, positions: Tensor) -> Tensor:
+        words = self.run(table, ids)
+        return (words * self.scale if self.scale != 1.0 else words) + F.embedding(positions, self.positions)
+
+    def qkv(self, path: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.run(f"{path}.q_proj", x), self.run(f"{path}.k_proj", x), self.run(f"{path}.v_proj", x)
+
+    def add_attention(self, path: str, x: Tensor, attended: Tensor) -> Tensor:
+        return self.run(f"{path}_layer_norm", x + self.run(f"{path}.out_proj", attended))
+
+    def add_feed_forward(self, path: str, x: Tensor) -> Tensor:
+        match self.config.activation:
+            case "relu":
+                hidden = F.relu(self.run(f"{path}.fc1", x))
+            case "gelu":
+                hidden = F.gelu(self.run(f"{path}.fc1", x))
+            case "silu":
+                hidden = F.silu(self.run(f"{path}.fc1", x))
+        return self.run(f"{path}.final_layer_norm", x + self.run(f"{path}.fc2", hidden))
+
+
+class Encoder(_Graph):
+    """Source tokens to the keys and values that the decoder's cross attention reads."""
+
+    def __init__(self, model: MarianModel) -> None:
+        super().__init__(model, [leaf for leaf in layout(model.config) if leaf.encode])
+
+    def forward(self, ids: Tensor, positions: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+        """Encode a padding-free batch.
+
+        Args:
+            ids, positions: int32[T], tokens of all sentences and their places within the sentence.
+            offsets: int32[B + 1], sentence s is tokens offsets[s]..offsets[s + 1].
+
+        Returns: (k_0, v_0, k_1, v_1, ...), float32[T, D] for each decoder layer.
+        """
+        config = self.config
+        x = self.embed(config.encoder_embedding, ids, positions)
+        for i in range(config.encoder_layers):
+            path = f"model.encoder.layers.{i}"
+            q, k, v = self.qkv(f"{path}.self_attn", x)
+            x = self.add_attention(
+                f"{path}.self_attn", x, ops.ragged_attention(q, k, v, offsets, config.encoder_heads)
+            )
+            x = self.add_feed_forward(path, x)
+        return tuple(
+            self.run(f"model.decoder.layers.{i}.encoder_attn.{part}", x)
+            for i in range(config.decoder_layers)
+            for part in ("k_proj", "v_proj")
+        )
+
+
+class DecoderStep(_Graph):
+    """One target token for each row (hypothesis)."""
+
+    final_logits_bias: Tensor
+
+    def __init__(self, model: MarianModel) -> None:
+        super().__init__(model, [leaf for leaf in layout(model.config) if leaf.decode])
+        self.register_buffer("final_logits_bias", model.final_logits_bias)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        sentences: Tensor,
+        ancestry: Tensor,
+        offsets: Tensor,
+        caches: list[Tensor],
+        memory: list[Tensor],
+    ) -> Tensor:
+        """Logits of the next token. Writes step ``position`` of row r into slot r of the caches, in place.
+
+        Args:
+            tokens, position, sentences: int32[m], last token, steps taken so far, and sentence of each row.
+            ancestry: int32[m, Tmax], see ``ops.cached_attention``.
+            offsets: int32[B + 1] of the memory.
+            caches: k_0, v_0, k_1, ... float32[slots, Tmax, D].
+            memory: the encoder's output.
+
+        Returns: float32[m, V].
+        """
+        config, heads = self.config, self.config.decoder_heads
+        x = self.embed(config.decoder_embedding, tokens, position)
+        for i in range(config.decoder_layers):
+            path = f"model.decoder.layers.{i}"
+            q, k, v = self.qkv(f"{path}.self_attn", x)
+            attended = ops.cached_attention(
+                q, k, v, caches[2 * i], caches[2 * i + 1], position, ancestry, heads
+            )
+            x = self.add_attention(f"{path}.self_attn", x, attended)
+            q = self.run(f"{path}.encoder_attn.q_proj", x)
+            attended = ops.cross_attention(q, memory[2 * i], memory[2 * i + 1], offsets, sentences, heads)
+            x = self.add_attention(f"{path}.encoder_attn", x, attended)
+            x = self.add_feed_forward(path, x)
+        return F.linear(x, self.get_parameter(f"{config.head}.weight"), self.final_logits_bias)
+
+
+def position_table(config: MarianConfig) -> Tensor:
+    """float32[max_positions, D]: sines in the first half of the columns, cosines in the second."""
+    d = config.d_model
+    columns = np.arange(d)
+    angles = np.arange(config.max_positions)[:, None] / np.power(10000, 2 * (columns // 2) / d)
+    table = np.concatenate([np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])], axis=1)
+    return torch.tensor(table.astype(np.float32))
+
+
+def export(model: MarianModel) -> dict[str, ExportedProgram]:
+    """The graphs "encode" and "decode" with every size but the model's own symbolic.
+
+    Linear, embedding, layer norm, activations and the ``tvmq::*`` ops stay whole. Inputs in the order of
+    ``Encoder.forward`` and ``DecoderStep.forward``; parameters carry the checkpoint's names.
+    """
+    tokens, starts, rows = Dim("tokens", min=1), Dim("starts", min=2), Dim("rows", min=1)
+    slots, steps = Dim("slots", min=1), Dim("steps", min=1)
+    d, layers = model.config.d_model, model.config.decoder_layers
+    ids = torch.zeros(7, dtype=torch.int32)
+    offsets = torch.tensor([0, 3, 7], dtype=torch.int32)
+    row = torch.zeros(5, dtype=torch.int32)
+    ancestry = torch.zeros((5, 6), dtype=torch.int32)
+    caches = [torch.zeros(8, 6, d) for _ in range(2 * layers)]
+    memory = [torch.zeros(7, d) for _ in range(2 * layers)]
+    encode_shapes = ({0: tokens}, {0: tokens}, {0: starts})
+    decode_shapes = (
+        *({0: rows},) * 3,
+        {0: rows, 1: steps},
+        {0: starts},
+        [{0: slots, 1: steps}] * (2 * layers),
+        [{0: tokens}] * (2 * layers),
+    )
+    decode_inputs = (row, row.clone(), row.clone(), ancestry, offsets, caches, memory)
+    return {
+        "encode": _export(Encoder(model), (ids, ids.clone(), offsets), encode_shapes),
+        "decode": _export(DecoderStep(model), decode_inputs, decode_shapes),
+    }
+
+
+def _export(graph: nn.Module, inputs: tuple[Any, ...], shapes: tuple[Any, ...]) -> ExportedProgram:
+    table = torch.export.default_decompositions()
+    aten = torch.ops.aten
+    for op in (aten.linear, aten.embedding, aten.layer_norm, aten.gelu, aten.silu):
+        table.pop(op.default, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.export about its own tree specs
+        program = torch.export.export(graph, inputs, dynamic_shapes=shapes, strict=False)
+        return program.run_decompositions(table)
+
+
+def _layer(leaf: Leaf) -> nn.Module:
+    match leaf.kind:
+        case "linear":
+            return nn.Linear(leaf.columns, leaf.rows)
+        case "head":
+            return nn.Linear(leaf.columns, leaf.rows, bias=False)
+        case "norm":
+            return nn.LayerNorm(leaf.rows)
+        case "embedding":
+            return nn.Embedding(leaf.rows, leaf.columns)
+
+
+def load(checkpoint: TensorSource) -> MarianModel:
+    """Fill a model from a checkpoint; every missing, unexpected or misshapen tensor in one InputError.
+
+    Tied copies (``lm_head.weight``, ``...embed_tokens.weight``) and stored position tables may be there; they
+    must equal what the model computes with. A missing ``final_logits_bias`` means zeros.
+    """
+    config = MarianConfig.from_dict(checkpoint.config)
+    expected = _shapes(config)
+    source = _sources(config, set(checkpoint.names()), expected)
+    _check_tensors(config, checkpoint, expected, source)
+    with torch.device("meta"):
+        model = MarianModel(config)
+    state = {name: torch.from_numpy(checkpoint.tensor(source[name])) for name in expected if name in source}
+    bias = state.pop("final_logits_bias", torch.zeros(config.decoder_vocab_size))
+    state |= {"positions": position_table(config), "final_logits_bias": bias.reshape(-1)}
+    _check_copies(checkpoint, config, state, source)
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def _shapes(config: MarianConfig) -> dict[str, tuple[int, ...]]:
+    """Name in the checkpoint -> shape, of everything that the model computes with."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for leaf in layout(config):
+        shapes[f"{leaf.name}.weight"] = (leaf.rows,) if leaf.kind == "norm" else (leaf.rows, leaf.columns)
+        if leaf.kind in ("linear", "norm"):
+            shapes[f"{leaf.name}.bias"] = (leaf.rows,)
+    shapes["final_logits_bias"] = (1, config.decoder_vocab_size)
+    return shapes
+
+
+def _tied(config: MarianConfig) -> dict[str, str]:
+    """Other names that a checkpoint may store a tied table under -> the name that is computed with."""
+    canonical = {
+        "model.encoder.embed_tokens.weight": f"{config.encoder_embedding}.weight",
+        "model.decoder.embed_tokens.weight": f"{config.decoder_embedding}.weight",
+        "lm_head.weight": f"{config.head}.weight",
+    }
+    return {copy: name for copy, name in canonical.items() if copy != name}
+
+
+def _sources(config: MarianConfig, names: set[str], expected: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """Tensor of the model -> name that the checkpoint stores it under (absent when it does not)."""
+    source = {name: name for name in expected if name in names}
+    for copy, name in _tied(config).items():
+        if copy in names:
+            source.setdefault(name, copy)
+    return source
+
+
+def _check_tensors(
+    config: MarianConfig,
+    checkpoint: TensorSource,
+    expected: dict[str, tuple[int, ...]],
+    source: dict[str, str],
+) -> None:
+    tables = dict.fromkeys(_POSITION_TABLES, (config.max_positions, config.d_model))
+    shapes = expected | {copy: expected[name] for copy, name in _tied(config).items()} | tables
+    names = checkpoint.names()
+    problems = []
+    if missing := [name for name in expected if name not in source and name != "final_logits_bias"]:
+        problems.append(f"missing: {', '.join(missing)}")
+    if unexpected := [name for name in names if name not in shapes]:
+        problems.append(f"unexpected: {', '.join(unexpected)}")
+    found = {name: tuple(checkpoint.shape(name)) for name in names if name in shapes}
+    if wrong := [name for name, shape in found.items() if shape != shapes[name]]:
+        facts = (f"{name} is {found[name]}, expected {shapes[name]}" for name in wrong)
+        problems.append(f"wrong shape: {', '.join(facts)}")
+    if problems:
+        raise InputError(f"the tensors do not fit config.json; {detail}; use the files of one model")
+
+
+def _check_copies(
+    checkpoint: TensorSource, config: MarianConfig, state: dict[str, Tensor], source: dict[str, str]
+) -> None:
+    names = set(checkpoint.names())
+    for copy, name in _tied(config).items():
+        if copy not in names or source[name] == copy:
+            continue
+        if not np.array_equal(checkpoint.tensor(copy), state[name].numpy()):
+            raise InputError(
+                f"{copy} differs from {name}, but config.json ties them; untie them there or fix the tensors"
+            )
+    for name in _POSITION_TABLES:
+        stored = checkpoint.tensor(name) if name in names else None
+        # half precision moves a sine by up to 2.5e-4
+        if stored is not None and not np.allclose(stored, state["positions"].numpy(), rtol=0, atol=1e-3):
+            raise InputError(
+                f"{name} does not hold sinusoidal positions; learned positions are not supported, "
+                "convert the model with sinusoidal ones"
+            )
