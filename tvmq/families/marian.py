@@ -308,6 +308,7 @@ def _check_tensors(
         facts = (f"{name} is {found[name]}, expected {shapes[name]}" for name in wrong)
         problems.append(f"wrong shape: {', '.join(facts)}")
     if problems:
+        detail = "; ".join(problems)
         raise InputError(f"the tensors do not fit config.json; {detail}; use the files of one model")
 
 
