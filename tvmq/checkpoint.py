@@ -54,6 +54,13 @@ class Checkpoint:
             InputError: one sentence that names the file, and the tensor where there is one.
         """
         folder = Path(path)
+        try:
+            return cls._read(folder)
+        except OSError as exc:
+            raise InputError(f"{folder}: cannot be read ({exc.strerror})") from exc
+
+    @classmethod
+    def _read(cls, folder: Path) -> Checkpoint:
         if not folder.is_dir():
             found = "a file" if folder.exists() else "nothing there"
             raise InputError(f"{folder}: {found}, expected a model folder with config.json and {SINGLE}")

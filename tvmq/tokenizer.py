@@ -63,6 +63,13 @@ class MarianTokenizer:
             InputError: a file is missing or damaged, or asks for something that is not supported.
         """
         folder = Path(folder)
+        try:
+            return cls._read(folder)
+        except OSError as exc:
+            raise InputError(f"{folder}: cannot be read ({exc.strerror})") from exc
+
+    @classmethod
+    def _read(cls, folder: Path) -> MarianTokenizer:
         config = _read_config(folder)
         vocabulary = _read_vocabulary(folder / VOCABULARY)
         tokens = {key: _token_text(folder / CONFIG, key, config.get(key)) for key in _DEFAULT_SPECIAL}
@@ -90,6 +97,10 @@ class MarianTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The token ids of one line and the end token; nothing is cut off, however long."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as exc:
+            raise InputError("the text holds half a surrogate pair, expected valid Unicode") from exc
         ids: list[int] = []
         for part in self._split.split(text):
             if part in self._special:
@@ -118,10 +129,7 @@ class MarianTokenizer:
         code: list[str] = []
         if text.startswith(">>") and (end := text.find("<<")) != -1:
             code, text = [text[: end + 2]], text[end + 2 :]
-        try:
-            return code + self._source.encode(text, out_type=str)
-        except UnicodeEncodeError as exc:
-            raise InputError("the text holds half a surrogate pair, expected valid Unicode") from exc
+        return code + self._source.encode(text, out_type=str)
 
     def _piece(self, index: int) -> str:
         if index not in self._pieces:
