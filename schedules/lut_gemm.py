@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Table product of binary-coded weights, for one token (GEMV) and for many.
+
+Meaning: ``y[r, n] = act(bias[n] + sum_p sum_g alpha[p, n, g] * (table sums of plane p, group g) +
+sum_g z[n, g] * (column sum of group g))``. A kernel call serves several row *segments*, each with
+its own bit width and output, from one table: Q, K and V, or the word clusters of an output
+projection. Keys are read once for up to four tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .intrin_exact import ExactSum
+from .intrin_x86 import tile_sum
+from .lut_table import ENTRIES, Tables, table_dtype
+from .lut_table import reference as table_reference
+from .packing import BLOCK_ROWS, MU, STEP_COLUMNS, TILE_ROWS, BitPlanes, ColumnLayout, row_blocks
+from .tir import KernelBuilder, T, body, fsplat, load, put, scratch, splat, store
+
+TILES = BLOCK_ROWS // TILE_ROWS
+TOKEN_TILES = (4, 2, 1)
+PARALLEL_BYTES = 1 << 19
+"""Keys that a call must read before its row blocks are spread over threads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Consecutive rows of one bit width that write columns [start, start + rows) of one output."""
+
+    rows: int
+    bits: int
+    group_size: int
+    offset: bool
+    scale_dtype: str
+    output: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LutSpec:
+    """One table product: the structure only, no model's names, so that equal layers share code.
+
+    Attributes:
+        k: columns of every segment.
+        outputs: columns of each output [m, n].
+        segments: row segments in the order of their parameters.
+        bias: per output, whether a bias[n] is added.
+        activation: per output, "" or "relu".
+    """
+
+    k: int
+    outputs: tuple[int, ...]
+    segments: tuple[Segment, ...]
+    bias: tuple[bool, ...]
+    activation: tuple[str, ...]
+    tables: Tables = "int8"
+
+    def layout(self, segment: Segment) -> ColumnLayout:
+        return ColumnLayout(k=self.k, group_size=segment.group_size)
+
+    @property
+    def table_layout(self) -> ColumnLayout:
+        """The columns' layout that all segments agree on."""
+        layouts = [self.layout(s) for s in self.segments]
+        if len({layout.table_key for layout in layouts}) != 1:
+            raise ValueError("segments of one table product need one column layout")
+        return layouts[0]
+
+
+def reference(
+    x: NDArray[np.float32], planes: Sequence[BitPlanes], spec: LutSpec, biases: Sequence[NDArray | None]
+) -> list[NDArray[np.float32]]:
+    """NumPy meaning of :func:`lut_gemm` including the tables; integer sums are exact.
+
+    Returns:
+        One float32[m, n] per output.
+    """
+    table, scale, sums = table_reference(x, spec.table_layout, spec.tables)
+    outs = [np.zeros((x.shape[0], n), np.float32) for n in spec.outputs]
+    for segment, weight in zip(spec.segments, planes, strict=True):
+        y = _segment_reference(table, scale, sums, weight, spec.layout(segment))
+        outs[segment.output][:, segment.start : segment.start + segment.rows] = y
+    for index, bias in enumerate(biases):
+        if bias is not None:
+            outs[index] = outs[index] + bias
+        if spec.activation[index] == "relu":
+            outs[index] = np.maximum(outs[index], 0)
+    return outs
+
+
+def integer_reference(table: NDArray, weight: BitPlanes, layout: ColumnLayout) -> NDArray:
+    """int32 (or float32 for exact tables) [m, bits, n, chunks]: look-ups added per chunk."""
+    n, k = weight.shape
+    bits = layout.pad(np.unpackbits(weight.planes, axis=2, count=k, bitorder="little"))
+    keys = np.packbits(bits.reshape(weight.bits, n, -1, MU), axis=-1, bitorder="little")[..., 0]
+    kind = np.int32 if table.dtype == np.int8 else np.float32
+    picked = table[:, np.arange(keys.shape[2]), keys].astype(kind)
+    return picked.reshape(*picked.shape[:3], layout.chunks, -1).sum(axis=-1, dtype=kind)
+
+
+def _segment_reference(
+    table: NDArray, scale: NDArray, sums: NDArray, weight: BitPlanes, layout: ColumnLayout
+) -> NDArray[np.float32]:
+    integers = integer_reference(table, weight, layout)
+    scaled = integers.astype(np.float32) * scale[:, None, None, :]
+    m, bits, n, chunks = scaled.shape
+    per_group = scaled.reshape(m, bits, n, layout.groups, chunks // layout.groups).sum(axis=-1)
+    y = np.einsum("mbng,bng->mn", per_group, weight.scales.astype(np.float32))
+    if weight.offsets is not None:
+        group_sums = sums.reshape(sums.shape[0], layout.groups, -1).sum(axis=-1)
+        y = y + group_sums @ weight.offsets.astype(np.float32).T
+    return y.astype(np.float32)
+
+
+def lut_gemm(spec: LutSpec, isa: str, name: str = "lut_gemm") -> Any:
+    """PrimFunc for any number of tokens m.
+
+    Parameters in order: table, scale, sums (of ``lut_table``); per segment keys, scales and, where
+    present, offsets; per output its bias where present; then the outputs float32[m, n].
+    """
+    kernel = KernelBuilder(name)
+    layout = spec.table_layout
+    with kernel.define():
+        m = T.int64()
+        table = kernel.param("table", (m, layout.padded_k // MU, ENTRIES), table_dtype(spec.tables))
+        scale = kernel.param("scale", (m, layout.chunks))
+        sums = kernel.param("sums", (m, layout.steps))
+        weights = [_segment_params(kernel, spec, i) for i in range(len(spec.segments))]
+        biases = [
+            kernel.param(f"bias{i}", (n,)) if spec.bias[i] else None for i, n in enumerate(spec.outputs)
+        ]
+        outs = [kernel.param(f"y{i}", (m, n)) for i, n in enumerate(spec.outputs)]
+        inputs = [table, scale, sums, *(b for w in weights for b in w if b is not None)]
+        with body(outs, inputs + [b for b in biases if b is not None]):
+            for segment, buffers in zip(spec.segments, weights, strict=True):
+                emit = _SegmentEmitter(spec, segment, isa, (table, scale, sums), buffers)
+                emit.rows(m, biases[segment.output], outs[segment.output])
+    return kernel.result
+
+
+def _segment_params(kernel: KernelBuilder, spec: LutSpec, index: int) -> tuple[Any, Any, Any]:
+    segment = spec.segments[index]
+    layout = spec.layout(segment)
+    blocks = row_blocks(segment.rows)
+    keys = kernel.param(f"keys{index}", (blocks, segment.bits, layout.steps, TILES, 64), "uint8")
+    scales = kernel.param(
+        f"scales{index}", (blocks, segment.bits, layout.groups, BLOCK_ROWS), segment.scale_dtype
+    )
+    offsets = None
+    if segment.offset:
+        offsets = kernel.param(f"offsets{index}", (blocks, layout.groups, BLOCK_ROWS), segment.scale_dtype)
+    return keys, scales, offsets
+
+
+class _SegmentEmitter:
+    """Emits the loops of one segment: row blocks, then tokens in tiles of 4, 2 and 1."""
+
+    def __init__(self, spec: LutSpec, segment: Segment, isa: str, tables: Any, buffers: Any) -> None:
+        self.spec, self.segment, self.isa = spec, segment, isa
+        self.layout = spec.layout(segment)
+        self.table, self.scale, self.sums = tables
+        self.keys, self.scales, self.offsets = buffers
+
+    def rows(self, m: Any, bias: Any, out: Any) -> None:
+        blocks = row_blocks(self.segment.rows)
+        nbytes = blocks * self.segment.bits * self.layout.steps * BLOCK_ROWS * 4
+        loop = T.parallel if nbytes >= PARALLEL_BYTES and blocks > 1 else T.serial
+        with loop(0, blocks) as block:
+            done: Any = T.int64(0)
+            for tokens in TOKEN_TILES:
+                count = T.floordiv(m - done, tokens)
+                with T.serial(0, count) as i:
+                    self._tile(block, done + i * tokens, tokens, bias, out)
+                done = T.Bind(done + count * tokens)
+
+    def _tile(self, block: Any, row: Any, tokens: int, bias: Any, out: Any) -> None:
+        """One block of 64 rows for ``tokens`` tokens starting at ``row``."""
+        acc = [[scratch((16,)) for _ in range(TILES)] for _ in range(tokens)]
+        for t in range(tokens):
+            for tile in range(TILES):
+                store(acc[t][tile], (0,), fsplat(0.0), 16)
+        with T.serial(0, self.segment.bits) as plane:
+            self._plane(block, plane, row, acc)
+        if self.offsets is not None:
+            self._add_offsets(block, row, acc)
+        for t in range(tokens):
+            self._store(block, row + t, acc[t], bias, out)
+
+    def _plane(self, block: Any, plane: Any, row: Any, acc: list[list[Any]]) -> None:
+        layout = self.layout
+        per_group = layout.chunks // layout.groups
+        with T.serial(0, layout.groups) as g:
+            if per_group == 1:
+                self._chunk(block, plane, g, row, acc, [self._alpha(block, plane, g, t) for t in range(TILES)])
+            else:
+                partial = [[scratch((16,)) for _ in range(TILES)] for _ in acc]
+                for token in partial:
+                    for buffer in token:
+                        store(buffer, (0,), fsplat(0.0), 16)
+                with T.serial(0, per_group) as c:
+                    self._chunk(block, plane, g * per_group + c, row, partial, None)
+                for tile in range(TILES):
+                    alpha = T.Bind(self._alpha(block, plane, g, tile))
+                    for into, part in zip(acc, partial, strict=True):
+                        value = load(into[tile], (0,), 16) + alpha * load(part[tile], (0,), 16)
+                        store(into[tile], (0,), value, 16)
+
+    def _alpha(self, block: Any, plane: Any, group: Any, tile: int) -> Any:
+        return to_float32(load(self.scales, (block, plane, group, tile * 16), 16))
+
+    def _chunk(
+        self, block: Any, plane: Any, chunk: Any, row: Any, acc: list[list[Any]], alphas: list[Any] | None
+    ) -> None:
+        """Adds one chunk of columns, scaled to float, to ``acc``."""
+        steps = self.layout.chunk // STEP_COLUMNS
+        exact = self.spec.tables == "exact"
+        sums: Any = ExactSum(self.isa) if exact else tile_sum(self.isa)
+        tokens = len(acc)
+        sums.begin(tokens, TILES)
+        tables = [(self.table, row + t) for t in range(tokens)]
+        for s in range(steps):
+            step = chunk * steps + s
+            sums.step(self.keys, [block, plane, step], tables, step * (STEP_COLUMNS // MU))
+        bound = None if alphas is None else [T.Bind(a) for a in alphas]
+        for t in range(tokens):
+            scale = None if exact else T.Bind(splat(self.scale[row + t, chunk]))
+            for tile in range(TILES):
+                value = sums.integers(t, tile)
+                value = value if scale is None else T.Cast("float32x16", value) * scale
+                value = value if bound is None else bound[tile] * value
+                store(acc[t][tile], (0,), load(acc[t][tile], (0,), 16) + value, 16)
+
+    def _add_offsets(self, block: Any, row: Any, acc: list[list[Any]]) -> None:
+        steps = self.layout.padded_group // STEP_COLUMNS
+        with T.serial(0, self.layout.groups) as g:
+            zs = [T.Bind(to_float32(load(self.offsets, (block, g, tile * 16), 16))) for tile in range(TILES)]
+            for t, token in enumerate(acc):
+                total = scratch((1,))
+                put(total, (0,), T.float32(0))
+                with T.serial(0, steps) as s:
+                    put(total, (0,), total[0] + self.sums[row + t, g * steps + s])
+                wide = T.Bind(splat(total[0]))
+                for tile in range(TILES):
+                    store(token[tile], (0,), load(token[tile], (0,), 16) + zs[tile] * wide, 16)
+
+    def _store(self, block: Any, row: Any, acc: list[Any], bias: Any, out: Any) -> None:
+        start, rows = self.segment.start, self.segment.rows
+        relu = self.spec.activation[self.segment.output] == "relu"
+        for tile in range(TILES):
+            first = block * BLOCK_ROWS + tile * 16
+
+            def whole(tile: int = tile, first: Any = first) -> None:
+                value = load(acc[tile], (0,), 16)
+                if bias is not None:
+                    value = value + load(bias, (start + first,), 16)
+                value = T.max(value, fsplat(0.0)) if relu else value
+                store(out, (row, start + first), value, 16)
+
+            def ragged(tile: int = tile, first: Any = first) -> None:
+                with T.serial(0, 16) as lane, T.If(first + lane < rows), T.Then():
+                    value = acc[tile][lane]
+                    if bias is not None:
+                        value = value + bias[start + first + lane]
+                    put(out, (row, start + first + lane), T.max(value, T.float32(0)) if relu else value)
+
+            if rows % BLOCK_ROWS == 0:
+                whole()
+            else:
+                with T.If(first + 16 <= rows):
+                    with T.Then():
+                        whole()
+                    with T.Else():
+                        ragged()
+
+
+def to_float32(value: Any) -> Any:
+    """float16x16 or float32x16 as float32x16."""
+    if str(value.ty.dtype if hasattr(value, "ty") else value.dtype).startswith("float16"):
+        return T.Cast("float32x16", value)
+    return value
+
+
+__all__ = ["LutSpec", "Segment", "integer_reference", "lut_gemm", "reference", "to_float32"]
