@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,22 +98,11 @@ def translate_all(
     for start in range(0, len(order), search.batch_size):
         progress("translating", start, len(order))
         batch = order[start : start + search.batch_size]
-        for i, text in zip(batch, best(translator, [sources[i] for i in batch], search), strict=True):
-            outputs[i] = text
+        results = translator.translate([sources[i] for i in batch], **search.generation())
+        for i, hypotheses in zip(batch, results, strict=True):
+            outputs[i] = hypotheses[0].text
     progress("translating", len(order), len(order))
     return outputs
-
-
-def best(translator: Translator, texts: list[str], search: SearchOptions) -> Iterable[str]:
-    """The best hypothesis of every text."""
-    results = translator.translate(
-        texts,
-        beams=search.beam,
-        length_penalty=search.length_penalty,
-        max_new_tokens=search.max_length,
-        batch_size=search.batch_size,
-    )
-    return [hypotheses[0].text for hypotheses in results]
 
 
 def evaluate(

@@ -62,4 +62,5 @@ def check_installation() -> None:
 def require(module: str, extra: str) -> None:
     """Raises MissingToolError when ``module``, part of the extra ``extra``, is not installed."""
     if importlib.util.find_spec(module) is None:
-        raise MissingToolError(f"this needs {module}, which is not installed; run: {pip_command(f'tvmq[{extra}]')}")
+        command = pip_command(f"tvmq[{extra}]")
+        raise MissingToolError(f"this needs {module}, which is not installed; run: {command}")

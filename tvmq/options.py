@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 Tables = Literal["int8", "exact"]
 
@@ -91,6 +91,15 @@ class SearchOptions:
     threads: int = 1
     isa: str | None = None
 
+    def generation(self) -> dict[str, Any]:
+        """Keyword arguments for ``Translator.translate`` and ``translate_ids``."""
+        return {
+            "beams": self.beam,
+            "length_penalty": self.length_penalty,
+            "max_new_tokens": self.max_length,
+            "batch_size": self.batch_size,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
@@ -101,7 +110,7 @@ class BenchOptions:
         input: text file with one source sentence a line, or a TSV whose first column is taken.
         sentences: number of sentences (the first of the file, or random ones).
         source_tokens: length of random sources in token ids.
-        forced_length: tokens to generate per sentence whatever the model says; None is the model's choice.
+        forced_length: tokens to generate per random source, whatever the model says.
         rounds: timed passes over all sentences; the median counts.
         seed: seed of the random ids.
     """
@@ -110,6 +119,6 @@ class BenchOptions:
     input: Path | None = None
     sentences: int = 32
     source_tokens: int = 20
-    forced_length: int | None = None
+    forced_length: int = 24
     rounds: int = 3
     seed: int = 0

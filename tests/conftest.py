@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared fixtures: golden files, tests bound to an ISA level, the command line as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite the files under tests/golden")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests whose ISA level this CPU cannot run, saying which."""
+    from targets import detect_host
+
+    for marker in item.iter_markers("isa"):
+        (level,) = marker.args
+        if level not in detect_host():
+            pytest.skip(f"this CPU does not run {level}")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with tests/golden/<name>; ``pytest --update-golden`` writes it instead."""
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.exists(), f"no golden file {name}; write it with: pytest --update-golden"
+        assert text == path.read_text(encoding="utf-8"), f"{name} differs; if right: pytest --update-golden"
+
+    return check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one command line gave back."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def tvmq(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run the command line in this process: ``tvmq("verify", path)``."""
+
+    def run(*words: object) -> Outcome:
+        from tvmq.cli import main
+
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        captured = capfd.readouterr()
+        return Outcome(code=code, out=captured.out, err=captured.err)
+
+    return run

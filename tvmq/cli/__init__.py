@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: verbs are thin, the work is in ``tvmq.api``. Errors end as one line and an exit code.
+
+Exit codes: 0 ok, 1 a bug of tvmq, 2 usage, 3 bad input, 4 missing tool, 5 verification failed,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from tvmq import __version__
+from tvmq.errors import InputError, TvmqError, UsageError
+
+from .compile import compile_model
+from .reports import bench, doctor, evaluate, inspect, targets, verify
+from .translate import translate
+from .ui import Ui
+
+INTERRUPTED = 130
+BUG = 1
+
+app = typer.Typer(
+    name="tvmq",
+    help="Compile a trained Transformer into a small, fast, self-contained folder.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("compile")(compile_model)
+app.command("translate")(translate)
+app.command("eval")(evaluate)
+app.command("bench")(bench)
+app.command("inspect")(inspect)
+app.command("verify")(verify)
+app.command("targets")(targets)
+app.command("doctor")(doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"tvmq {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Compile a trained Transformer into a small, fast, self-contained folder."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code.
+
+    Args:
+        arguments: words after ``tvmq``; those of the process by default. None at all is ``--help``.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=words or ["--help"], prog_name="tvmq", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except TyperException as error:
+        return _fail(error.format_message(), UsageError.exit_code)
+    except TvmqError as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", InputError.exit_code)
+    except ValueError as error:
+        return _fail(str(error), InputError.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except Exception as error:
+        text = f"internal error: {type(error).__name__}: {error} (add -vv for where; please report it)"
+        return _fail(text, BUG)
+
+
+def _fail(text: str, code: int) -> int:
+    """One line on stderr, with the traceback above it under -vv."""
+    if Ui.current is not None and Ui.current.verbose > 1:
+        traceback.print_exc()
+    sys.stderr.write(f"error: {' '.join(text.split())}\n")
+    if code == BUG:
+        return code
+    _drop_stdout()
+    return code
+
+
+def _drop_stdout() -> None:
+    """Results that a closed pipe did not take must not fail again when the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine has and lacks for tvmq: the rows of ``tvmq doctor``. Loads no compiler and no model."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from . import machine
+from .installation import PINS, SIBLINGS, foreign_package, installed_version, pip_command
+
+Status = Literal["ok", "optional", "missing"]
+OLDEST_PYTHON = (3, 11)
+COMPILE_BYTES = 4 << 30
+"""Available memory below which compiling a Transformer-base model is likely to swap."""
+EXTRAS = {
+    "compile": ("torch", "compile a model"),
+    "eval": ("sacrebleu", "BLEU and chrF"),
+    "bench": ("ctranslate2", "comparison with other runtimes"),
+    "test": ("pytest", "run the tests"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One row.
+
+    Attributes:
+        name: what was looked for.
+        status: ``ok``; ``optional`` is absent but only some verbs need it; ``missing`` needs the fix.
+        found: version, path or size, in words.
+        fix: what to do; empty where nothing is to be done.
+    """
+
+    name: str
+    status: Status
+    found: str
+    fix: str = ""
+
+
+def diagnose() -> tuple[Check, ...]:
+    """All rows, in the order in which a person would fix them."""
+    return (
+        _python(),
+        *(_pinned(name, wanted) for name, wanted in PINS.items()),
+        *_own_packages(),
+        _compiler(),
+        _cpu(),
+        _memory(),
+        *(_extra(extra, *facts) for extra, facts in EXTRAS.items()),
+    )
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} ({sys.executable})"
+    if sys.version_info < OLDEST_PYTHON:
+        return Check(name="Python", status="missing", found=found, fix="install Python 3.11 or newer")
+    return Check(name="Python", status="ok", found=found)
+
+
+def _pinned(distribution: str, wanted: str) -> Check:
+    found = installed_version(distribution)
+    if found == wanted:
+        return Check(name=distribution, status="ok", found=wanted)
+    fix = pip_command(f"{distribution}=={wanted}")
+    return Check(name=distribution, status="missing", found=found or "not installed", fix=fix)
+
+
+def _own_packages() -> Iterator[Check]:
+    for name in SIBLINGS:
+        origin = foreign_package(name)
+        if origin is not None:
+            fix = f"pip uninstall {name}"
+            yield Check(name=f"package {name}", status="missing", found=str(origin), fix=fix)
+
+
+def _compiler() -> Check:
+    fix = "install gcc or clang; it links what tvmq compiles"
+    path = next(filter(None, (shutil.which(name) for name in ("cc", "gcc", "clang"))), None)
+    if path is None:
+        return Check(name="C compiler", status="missing", found="none on PATH", fix=fix)
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode:
+        return Check(name="C compiler", status="missing", found=f"{path} does not start", fix=fix)
+    return Check(name="C compiler", status="ok", found=f"{done.stdout.splitlines()[0]} ({path})")
+
+
+def _cpu() -> Check:
+    from targets import detect_host, host_cpu
+
+    levels = detect_host()
+    found = f"{host_cpu()}, {machine.usable_cores()} cores, {', '.join(levels) or 'no known ISA level'}"
+    if levels:
+        return Check(name="CPU", status="ok", found=found)
+    return Check(name="CPU", status="optional", found=found, fix="compile with --target for another machine")
+
+
+def _memory() -> Check:
+    total, available = machine.memory_bytes()
+    if total is None or available is None:
+        return Check(name="memory", status="ok", found="unknown")
+    found = f"{available / 2**30:.1f} of {total / 2**30:.1f} GiB available"
+    if available < COMPILE_BYTES:
+        return Check(name="memory", status="optional", found=found, fix="free some before compiling a model")
+    return Check(name="memory", status="ok", found=found)
+
+
+def _extra(extra: str, module: str, purpose: str) -> Check:
+    name = f"extra {extra}"
+    if importlib.util.find_spec(module) is None:
+        return Check(
+            name=name,
+            status="optional",
+            found=f"no {module} ({purpose})",
+            fix=pip_command(f"tvmq[{extra}]"),
+        )
+    return Check(name=name, status="ok", found=f"{module} {installed_version(module) or ''} ({purpose})")
+
+
+def healthy(checks: tuple[Check, ...]) -> bool:
+    """Nothing that every verb needs is missing."""
+    return all(check.status != "missing" for check in checks)
