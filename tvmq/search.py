@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Greedy and beam search over a step function; the output is that of transformers' ``generate``.
 
-The executors give ``Step`` (and ``GreedyStep``); this module holds no model and needs only NumPy. Sentences do
-not depend on each other: a row is one hypothesis, and the rows of a finished sentence are dropped.
+The executors give ``Step`` (and ``GreedyStep``); this module holds no model and needs only NumPy. Sentences
+do not depend on each other: a row is one hypothesis, and the rows of a finished sentence are dropped.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Step: TypeAlias = Callable[
 """step(tokens, parents, sentences, k) -> (logp, ids).
 
 ``tokens`` int32[m]: last token of each row. ``parents`` int32[m]: row of the previous step that the row
-continues (first call: 0..m-1). ``sentences`` int32[m]: its source sentence, ascending. ``logp`` float32[m, k],
-descending: log softmax over the whole vocabulary of the k best tokens; ``ids`` int32[m, k]. Banned tokens are
-left out.
+continues (first call: 0..m-1). ``sentences`` int32[m]: its source sentence, ascending.
+``logp`` float32[m, k], descending: log softmax over the whole vocabulary of the k best tokens.
+``ids`` int32[m, k]: these tokens. Banned tokens are left out.
 """
 GreedyStep: TypeAlias = Callable[[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]], NDArray[np.int32]]
 """greedy_step(tokens, parents, sentences) -> best token of each row, int32[m]."""
