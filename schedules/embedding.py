@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Embedding lookup from packed storage: words of different bit widths, or FP32 rows.
+
+Meaning: ``y[r] = factor * dequantize(W)[ids[r]]``. ``rank`` maps a word id to its storage row (words are
+stored by frequency, in segments of equal bits); FP32 tables are stored as ``float_gemm.pack``.
+Out-of-range ids read row 0: callers check ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .lut_gemm import Segment
+from .packing import BLOCK_ROWS, STEP_COLUMNS, TILE_ROWS, ColumnLayout, row_blocks
+from .tir import KernelBuilder, T, body, put
+
+TILES = BLOCK_ROWS // TILE_ROWS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatherSpec:
+    """Words, width, the row segments (empty for FP32), rank dtype ("" for none) and a constant factor."""
+
+    words: int
+    width: int
+    segments: tuple[Segment, ...]
+    rank_dtype: str = ""
+    factor: float = 1.0
+
+
+def gather(spec: GatherSpec, name: str = "gather") -> Any:
+    """PrimFunc (ids[m], [rank[words]], per segment keys, scales, [offsets] or the FP32 table, y[m, width])."""
+    kernel = KernelBuilder(name)
+    with kernel.define():
+        m = T.int64()
+        ids = kernel.param("ids", (m,), "int32")
+        rank = kernel.param("rank", (spec.words,), spec.rank_dtype) if spec.rank_dtype else None
+        tables = [_declare(kernel, spec, i) for i in range(len(spec.segments))] or [_declare_float(kernel, spec)]
+        y = kernel.param("y", (m, spec.width))
+        reads = [b for b in (ids, rank, *(b for table in tables for b in table)) if b is not None]
+        with body([y], reads), T.serial(0, m) as row:
+            word = T.Bind(T.Cast("int64", ids[row]))
+            safe = T.Bind(T.if_then_else(T.And(word >= 0, word < spec.words), word, T.int64(0)))
+            place = safe if rank is None else T.Bind(T.Cast("int64", rank[safe]))
+            if not spec.segments:
+                _float_row(spec, tables[0][0], y, row, place)
+            for segment, table in zip(spec.segments, tables, strict=True) if spec.segments else ():
+                start, stop = segment.start, segment.start + segment.rows
+                with T.If(T.And(place >= start, place < stop)), T.Then():
+                    _segment_row(spec, segment, table, y, row, place - start)
+    return kernel.result
+
+
+def _declare(kernel: KernelBuilder, spec: GatherSpec, index: int) -> tuple[Any, Any, Any]:
+    segment = spec.segments[index]
+    layout = ColumnLayout(k=spec.width, group_size=segment.group_size)
+    blocks = row_blocks(segment.rows)
+    keys = kernel.param(f"keys{index}", (blocks, segment.bits, layout.steps, TILES, 64), "uint8")
+    scales = kernel.param(
+        f"scales{index}", (blocks, segment.bits, layout.groups, BLOCK_ROWS), segment.scale_dtype
+    )
+    offsets = None
+    if segment.offset:
+        offsets = kernel.param(f"offsets{index}", (blocks, layout.groups, BLOCK_ROWS), segment.scale_dtype)
+    return keys, scales, offsets
+
+
+def _declare_float(kernel: KernelBuilder, spec: GatherSpec) -> tuple[Any]:
+    return (kernel.param("table", (row_blocks(spec.words), spec.width, BLOCK_ROWS)),)
+
+
+def _float_row(spec: GatherSpec, table: Any, y: Any, row: Any, place: Any) -> None:
+    block, lane = T.Bind(T.floordiv(place, BLOCK_ROWS)), T.Bind(T.floormod(place, BLOCK_ROWS))
+    with T.serial(0, spec.width) as c:
+        put(y, (row, c), table[block, c, lane] * T.float32(spec.factor))
+
+
+def _segment_row(spec: GatherSpec, segment: Segment, table: Any, y: Any, row: Any, place: Any) -> None:
+    """Dequantizes one storage row column by column: sum of +-alpha over the planes, plus the offset."""
+    keys, scales, offsets = table
+    layout = ColumnLayout(k=spec.width, group_size=segment.group_size)
+    block = T.Bind(T.floordiv(place, BLOCK_ROWS))
+    lane = T.Bind(T.floormod(place, BLOCK_ROWS))
+    tile, tile_row = T.Bind(T.floordiv(lane, TILE_ROWS)), T.Bind(T.floormod(lane, TILE_ROWS))
+    with T.serial(0, layout.groups) as g, T.serial(0, segment.group_size) as c:
+        padded = T.Bind(g * layout.padded_group + c)
+        step, within = T.floordiv(padded, STEP_COLUMNS), T.Bind(T.floormod(padded, STEP_COLUMNS))
+        half, pair = T.floordiv(within, 16), T.floordiv(T.floormod(within, 16), 4)
+        shift = T.Bind(T.Cast("int32", half * 4 + T.floormod(within, 4)))
+        total: Any = T.float32(0)
+        for plane in range(segment.bits):
+            byte = T.Cast("int32", keys[block, plane, step, tile, tile_row * 4 + pair])
+            sign = T.Cast("float32", T.bitwise_and(T.shift_right(byte, shift), 1) * 2 - 1)
+            total = total + sign * T.Cast("float32", scales[block, plane, g, lane])
+        if offsets is not None:
+            total = total + T.Cast("float32", offsets[block, g, lane])
+        put(y, (row, g * segment.group_size + c), total * T.float32(spec.factor))

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FP32 product for tensors that the plan leaves in float: packed 64 output rows side by side.
+
+Meaning: ``y = act(x @ W.T + bias)``. Weights are stored as [blocks, k, 64], so that one broadcast
+activation meets 64 outputs; up to four tokens share each weight load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .packing import BLOCK_ROWS, row_blocks
+from .tir import KernelBuilder, T, body, fsplat, load, put, scratch, splat, store
+
+VECTORS = BLOCK_ROWS // 16
+TOKEN_TILES = (4, 1)
+PARALLEL_FLOPS = 1 << 19
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatSpec:
+    """Shape and epilogue of one FP32 product."""
+
+    n: int
+    k: int
+    bias: bool
+    activation: str
+
+
+def pack(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32[n, k] -> [blocks, k, 64], zero rows at the end."""
+    n, k = weight.shape
+    blocks = row_blocks(n)
+    padded = np.pad(weight, ((0, blocks * BLOCK_ROWS - n), (0, 0)))
+    return np.ascontiguousarray(padded.reshape(blocks, BLOCK_ROWS, k).transpose(0, 2, 1), np.float32)
+
+
+def reference(
+    x: NDArray[np.float32], weight: NDArray[np.float32], bias: NDArray[np.float32] | None, spec: FloatSpec
+) -> NDArray[np.float32]:
+    """NumPy meaning of :func:`float_gemm`: float32[m, n]."""
+    y = x @ weight.T
+    y = y if bias is None else y + bias
+    return np.maximum(y, 0) if spec.activation == "relu" else y
+
+
+def float_gemm(spec: FloatSpec, name: str = "float_gemm") -> Any:
+    """PrimFunc (x[m, k], weight[blocks, k, 64], [bias[n]], y[m, n]) for any number of rows."""
+    kernel = KernelBuilder(name)
+    blocks = row_blocks(spec.n)
+    with kernel.define():
+        m = T.int64()
+        x = kernel.param("x", (m, spec.k))
+        weight = kernel.param("weight", (blocks, spec.k, BLOCK_ROWS))
+        bias = kernel.param("bias", (spec.n,)) if spec.bias else None
+        y = kernel.param("y", (m, spec.n))
+        reads = [b for b in (x, weight, bias) if b is not None]
+        loop = T.parallel if blocks > 1 and spec.n * spec.k >= PARALLEL_FLOPS else T.serial
+        with body([y], reads), loop(0, blocks) as block:
+            done: Any = T.int64(0)
+            for tokens in TOKEN_TILES:
+                count = T.floordiv(m - done, tokens)
+                with T.serial(0, count) as i:
+                    _tile(spec, x, weight, bias, y, block, done + i * tokens, tokens)
+                done = T.Bind(done + count * tokens)
+    return kernel.result
+
+
+def _tile(
+    spec: FloatSpec, x: Any, weight: Any, bias: Any, y: Any, block: Any, row: Any, tokens: int
+) -> None:
+    acc = [[scratch((16,)) for _ in range(VECTORS)] for _ in range(tokens)]
+    for token in acc:
+        for buffer in token:
+            store(buffer, (0,), fsplat(0.0), 16)
+    with T.serial(0, spec.k) as c:
+        columns = [T.Bind(load(weight, (block, c, 16 * v), 16)) for v in range(VECTORS)]
+        for t in range(tokens):
+            wide = T.Bind(splat(x[row + t, c]))
+            for v in range(VECTORS):
+                store(acc[t][v], (0,), load(acc[t][v], (0,), 16) + wide * columns[v], 16)
+    relu = spec.activation == "relu"
+    for t in range(tokens):
+        for v in range(VECTORS):
+            first = block * BLOCK_ROWS + 16 * v
+            if spec.n % BLOCK_ROWS == 0:
+                _store_vector(acc[t][v], bias, y, row + t, first, relu)
+                continue
+            with T.If(first + 16 <= spec.n):
+                with T.Then():
+                    _store_vector(acc[t][v], bias, y, row + t, first, relu)
+                with T.Else(), T.serial(0, 16) as lane, T.If(first + lane < spec.n), T.Then():
+                    value = acc[t][v][lane] if bias is None else acc[t][v][lane] + bias[first + lane]
+                    put(y, (row + t, first + lane), T.max(value, T.float32(0)) if relu else value)
+
+
+def _store_vector(acc: Any, bias: Any, y: Any, row: Any, first: Any, relu: bool) -> None:
+    value = load(acc, (0,), 16)
+    value = value if bias is None else value + load(bias, (first,), 16)
+    store(y, (row, first), T.max(value, fsplat(0.0)) if relu else value, 16)
