@@ -92,7 +92,7 @@ class VerifyResult:
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``tvmq verify --json`` prints."""
-        return msgspec.to_builtins(self)
+        return msgspec.json.decode(msgspec.json.encode(self))
 
 
 def write_artifact(staging: Path, manifest: Manifest) -> Manifest:
@@ -164,7 +164,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
     ``bits_per_weight size_bytes fp32_bytes ratio blocks word_bits isa_levels`` and the manifest's
     other fields; ``isa_levels`` is the list of names, ``libraries`` has their details.
     """
-    manifest = msgspec.to_builtins(open_artifact(path).manifest)
+    manifest = msgspec.json.decode(msgspec.json.encode(open_artifact(path).manifest))
     levels = manifest.pop("isa_levels")
     parameters = manifest.pop("weights")["parameters"]
     return {

@@ -159,16 +159,20 @@ def _layout(tensors: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Any], list[i
 
 def _map(path: Path, error: type[TvmqError]) -> NDArray[np.uint8]:
     try:
-        # a named pipe must not make the reader wait for a writer
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise error(f"{path}: not a regular file")
-            if info.st_size < 8:
-                raise error(f"{path}: {info.st_size} bytes, too short for a safetensors file")
-            mapping = mmap.mmap(file.fileno(), info.st_size, access=mmap.ACCESS_READ)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe must not make the reader wait
     except OSError as exc:
         raise error(f"{path}: cannot be read ({exc.strerror})") from exc
+    try:
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            raise error(f"{path}: not a regular file")
+        if info.st_size < 8:
+            raise error(f"{path}: {info.st_size} bytes, too short for a safetensors file")
+        mapping = mmap.mmap(handle, info.st_size, access=mmap.ACCESS_READ)
+    except OSError as exc:
+        raise error(f"{path}: cannot be mapped ({exc.strerror})") from exc
+    finally:
+        os.close(handle)
     return np.frombuffer(mapping, np.uint8)
 
 
