@@ -89,11 +89,13 @@ def _check(options: BenchOptions) -> None:
         raise UsageError("rounds, sentences, source tokens and forced length must be at least 1")
 
 
-def _child_error(code: int, stderr: str) -> TvmqError:
-    """The child's last line as the error type of its exit code."""
-    lines = stderr.strip().splitlines() or [f"the measured process ended with status {code}"]
+def _child_error(code: int, stderr: str) -> Exception:
+    """The child's last line as the error type of its exit code; any other code is a bug."""
+    lines = stderr.strip().splitlines() or [f"no message, status {code}"]
     kinds = {2: UsageError, 3: InputError, 4: MissingToolError, 5: VerificationError}
-    return kinds.get(code, TvmqError)(lines[-1].removeprefix("error: "))
+    if code not in kinds:
+        return RuntimeError(f"the measured process failed: {lines[-1]}")
+    return kinds[code](lines[-1].removeprefix("error: "))
 
 
 def measure(artifact: Path, options: BenchOptions) -> BenchResult:

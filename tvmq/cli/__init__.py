@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(args=words or ["--help"], prog_name="tvmq", standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            return _fail("interrupted", INTERRUPTED)
         return code if isinstance(code, int) else 0
     except TyperException as error:
         return _fail(error.format_message(), UsageError.exit_code)
@@ -79,10 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{where}{error.strerror or error}", InputError.exit_code)
     except ValueError as error:
         return _fail(str(error), InputError.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
     except Exception as error:
-        text = f"internal error: {type(error).__name__}: {error} (add -vv for where; please report it)"
+        text = f"internal error: {type(error).__name__}: {error} (add -vv, please report it)"
         return _fail(text, BUG)
 
 

@@ -75,7 +75,7 @@ def bench(
         Path | None, typer.Option("--input", "-i", help="Text or TSV (first column) instead of random ids.")
     ] = None,
     sentences: Annotated[int, typer.Option("--sentences", min=1, help="How many sentences.")] = 32,
-    source_tokens: Annotated[int, typer.Option("--source-tokens", min=1, help="Tokens per source.")] = 20,
+    source_tokens: Annotated[int, typer.Option("--source-tokens", min=1, help="Tokens a source.")] = 20,
     forced_length: Annotated[
         int, typer.Option("--forced-length", min=1, help="Tokens to generate per random source.")
     ] = 24,
@@ -134,10 +134,11 @@ def inspect(artifact: Artifact, json_output: Json = False, verbose: Verbose = 0)
     table = Table("block", "bits per weight", "weights", box=None, pad_edge=False)
     for block in value["blocks"]:
         table.add_row(block["name"], f"{block['bits']:.3g}", f"{block['params']:,}")
+    words = [f"{run['rows']:,} x {run['bits']}" for run in value["word_bits"]]
     rows = {
         "size": f"{value['size_bytes'] / MB:.1f} MB, {value['ratio']:.1f} times smaller than FP32",
         "bits per weight": f"{value['bits_per_weight']:.2f} (scales, offsets and tables included)",
-        "word bits": ", ".join(f"{w['rows']:,} x {w['bits']}" for w in value["word_bits"]) or "the same for all",
+        "word bits": ", ".join(words) or "the same for all",
         "ISA levels": ", ".join(value["isa_levels"]),
         "tables": str(value["tables"]),
         "model": _model_line(value["model"]),

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading pairs, scores with sacrebleu's signature, order after sorting by length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tvmq.errors import InputError
+from tvmq.evaluation import evaluate, read_pairs, score, translate_all
+from tvmq.options import SearchOptions
+
+
+@dataclass(frozen=True)
+class Said:
+    text: str
+
+
+class Echo:
+    """Says the source again."""
+
+    def translate(self, texts: list[str], **_: Any) -> list[list[Said]]:
+        return [[Said(text)] for text in texts]
+
+
+def write(folder: Path, data: bytes) -> Path:
+    path = folder / "data.tsv"
+    path.write_bytes(data)
+    return path
+
+
+def test_pairs(tmp_path: Path) -> None:
+    path = write(tmp_path, "Tür auf\tdoor open\r\n\nzu\tclosed\n".encode())
+    assert read_pairs(path) == (["Tür auf", "zu"], ["door open", "closed"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no sentences; expected lines of source TAB reference"),
+        (b"a\tb\nonly one\n", "line 2: 0 tabs; expected source TAB reference"),
+        (b"a\tb\tc\n", "line 1: 2 tabs"),
+        (b"a\tb\n\xff\tb\n", "line 2: not UTF-8"),
+    ],
+)
+def test_bad_data_is_one_sentence(tmp_path: Path, data: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_pairs(write(tmp_path, data))
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_pairs(tmp_path / "none.tsv")
+
+
+def test_perfect_and_wrong_scores() -> None:
+    text = ["the cat sat on the mat", "a dog ran far away today"]
+    perfect = score(text, text)
+    assert (perfect.metric, perfect.value, perfect.chrf, perfect.n) == ("BLEU", 100.0, 100.0, 2)
+    assert perfect.signature.startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+    assert score(["nothing at all like it", "zzz"], text).value < 5
+
+
+def test_order_survives_sorting_by_length() -> None:
+    sources = ["ccc", "a", "bb", "dddd", ""]
+    assert translate_all(Echo(), sources, SearchOptions(batch_size=2)) == sources
+
+
+def test_limit_takes_the_first_sentences(tmp_path: Path) -> None:
+    path = write(tmp_path, b"one two three four five\tone two three four five\nx\ty\n")
+    result = evaluate(Echo(), path, SearchOptions(), limit=1)
+    assert (result.n, result.value) == (1, 100.0)
