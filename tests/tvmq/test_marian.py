@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from transformers import MarianMTModel
 from tvmq.errors import InputError, UsageError
 from tvmq.families import get_family
 from tvmq.families.executor import TorchExecutor
-from tvmq.families.marian import export, load
+from tvmq.families.marian import MarianModel, export, load
 from tvmq.families.marian_config import MarianConfig, tensors
 from tvmq.search import SearchOptions, beam_search, greedy_search
 
@@ -159,9 +161,17 @@ def test_batch_equals_single_sentences() -> None:
     assert run(SOURCES) == [run([source])[0] for source in SOURCES]
 
 
-def test_export_keeps_ops_whole_and_names() -> None:
+Exported = tuple[MarianModel, dict[str, torch.export.ExportedProgram]]
+
+
+@pytest.fixture(scope="module")
+def exported() -> Exported:
     model = load(Tensors(make_model()))
-    programs = export(model)
+    return model, export(model)
+
+
+def test_export_keeps_ops_whole_and_names(exported: Exported) -> None:
+    model, programs = exported
     calls = {
         name: [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
         for name, program in programs.items()
@@ -186,9 +196,9 @@ def test_export_keeps_ops_whole_and_names() -> None:
     }
 
 
-def test_exported_program_computes_the_same_at_other_sizes() -> None:
-    model = load(Tensors(make_model()))
-    programs = {name: program.module() for name, program in export(model).items()}
+def test_exported_program_computes_the_same_at_other_sizes(exported: Exported) -> None:
+    model = exported[0]
+    programs = {name: program.module() for name, program in exported[1].items()}
     executor = TorchExecutor(model)
     ids, positions, offsets = (torch.tensor(v, dtype=torch.int32) for v in ([4, 0], [0, 1], [0, 2]))
     memory = list(programs["encode"](ids, positions, offsets))
@@ -282,6 +292,31 @@ def test_bad_config(changes: dict[str, Any], message: str) -> None:
     config = copy.deepcopy(make_model().config.to_dict()) | changes
     with pytest.raises(InputError, match=message):
         MarianConfig.from_dict(config)
+
+
+def test_plan_tensors_know_their_block() -> None:
+    found = {info.name: info for info in tensors(MarianConfig.from_dict(make_model().config.to_dict()))}
+    assert len(found) == 1 + 2 * (4 + 2) + 2 * (4 + 4 + 2)
+    blocks = {
+        "model.shared": ("Emb", (50, 16)),
+        "model.encoder.layers.0.self_attn.out_proj": ("Enc_ee", (16, 16)),
+        "model.encoder.layers.1.fc1": ("Enc_ffn", (24, 16)),
+        "model.decoder.layers.0.self_attn.q_proj": ("Dec_dd", (16, 16)),
+        "model.decoder.layers.1.encoder_attn.k_proj": ("Dec_ed", (16, 16)),
+        "model.decoder.layers.1.fc2": ("Dec_ffn", (16, 32)),
+    }
+    for name, expected in blocks.items():
+        info = found[f"{name}.weight"]
+        assert (info.block, info.shape) == expected
+        assert info.is_embedding == (name == "model.shared")
+
+
+def test_planning_needs_no_torch() -> None:
+    code = (
+        "import sys, tvmq.search; from tvmq.families import get_family; get_family({'model_type': 'marian'});"
+        "bad = {'torch', 'tvm', 'transformers'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_families() -> None:
