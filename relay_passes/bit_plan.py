@@ -1,14 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bit plan: which tensor gets how many bits, groups and which quantizer. JSON form: plan.json."""
+"""The bit plan: which tensor gets how many bits, groups and which quantizer.
+
+Made by ``tvmq.planning``, read by the quantizers and the passes. Its JSON form is ``plan.json``, one line
+per tensor, which a person can read, edit and feed back in; decoding believes nothing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_type_hints
+
+import msgspec
 
 ScaleDtype = Literal["float16", "float32"]
+SCHEMA = 1
+"""The only plan version this code reads and writes."""
 FLOAT_BITS = 32
 """Bit width of a tensor that stays FP32."""
+MAX_BITS = 8
+"""Most planes a quantized tensor can have."""
+MAX_JSON_BYTES = 16 << 20
+_MAX_COLUMNS = 1 << 24
+_MAX_ROWS = 1 << 31
+_MAX_CLUSTERS = 64
+_MAX_NAME = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +44,13 @@ class BlockBits:
     offset: bool = False
     scale_dtype: ScaleDtype = "float16"
 
+    def __post_init__(self) -> None:
+        _check_common(self)
+        if not (1 <= self.bits <= MAX_BITS or self.bits == FLOAT_BITS):
+            raise ValueError(
+                f"{self.tensor}: {self.bits} bits are impossible (expected 1 to 8, or 32 for FP32)"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordBits:
@@ -39,12 +64,137 @@ class WordBits:
     offset: bool = False
     scale_dtype: ScaleDtype = "float16"
 
+    def __post_init__(self) -> None:
+        _check_common(self)
+        if not 1 <= len(self.clusters) <= _MAX_CLUSTERS:
+            raise ValueError(
+                f"{self.tensor}: {len(self.clusters)} word clusters (expected 1 to {_MAX_CLUSTERS})"
+            )
+        for rows, bits in self.clusters:
+            if not 1 <= rows < _MAX_ROWS:
+                raise ValueError(f"{self.tensor}: a word cluster of {rows} rows (expected at least 1)")
+            if not 1 <= bits <= MAX_BITS:
+                raise ValueError(f"{self.tensor}: {bits} bits for words are impossible (expected 1 to 8)")
+
+    @property
+    def rows(self) -> int:
+        """Words in all clusters."""
+        return sum(rows for rows, _ in self.clusters)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BitPlan:
-    """Bits of every quantizable tensor of one model."""
+    """Bits of every quantizable tensor of one model. No tensor is named twice."""
 
     schema: int
     blocks: tuple[BlockBits, ...]
     words: tuple[WordBits, ...]
     source: str
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(
+                f"the plan has schema {self.schema}, this version reads schema {SCHEMA}; make the plan again"
+            )
+        counts = Counter(entry.tensor for entry in self.entries())
+        twice = sorted(name for name, count in counts.items() if count > 1)
+        if twice:
+            raise ValueError(f"the plan names a tensor more than once: {_some(twice)}")
+
+    def entries(self) -> tuple[BlockBits | WordBits, ...]:
+        """Blocks, then words."""
+        return (*self.blocks, *self.words)
+
+    def validate(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Check the plan against a model's quantizable matrices, name -> (rows, columns).
+
+        Raises:
+            ValueError: one sentence with every unknown and missing tensor, group size that does not
+                divide and word count that differs.
+        """
+        planned = {entry.tensor: entry for entry in self.entries()}
+        faults = []
+        if unknown := sorted(planned.keys() - shapes.keys()):
+            faults.append(f"names tensors that the model does not have: {_some(unknown)}")
+        if missing := sorted(shapes.keys() - planned.keys()):
+            faults.append(f"does not name {_some(missing)} (use 32 bits to keep a tensor FP32)")
+        misfits = [_misfit(planned[name], shapes[name]) for name in planned.keys() & shapes.keys()]
+        faults += sorted(fault for fault in misfits if fault)
+        if faults:
+            raise ValueError(f"the plan does not fit the model: it {'; it '.join(faults)}")
+
+
+def encode_plan(plan: BitPlan) -> bytes:
+    """``plan.json``: the same bytes for the same plan, one line per tensor."""
+    encode = msgspec.json.Encoder().encode
+
+    def lines(entries: tuple[BlockBits, ...] | tuple[WordBits, ...]) -> bytes:
+        return b"[" + b",".join(b"\n    " + encode(entry) for entry in entries) + b"]"
+
+    parts = {
+        "schema": encode(plan.schema),
+        "source": encode(plan.source),
+        "words": lines(plan.words),
+        "blocks": lines(plan.blocks),
+    }
+    body = b",\n".join(b'  "' + key.encode() + b'": ' + value for key, value in parts.items())
+    return b"{\n" + body + b"\n}\n"
+
+
+def decode_plan(data: bytes) -> BitPlan:
+    """The plan in ``data``; ValueError for anything but a complete, possible plan of this schema."""
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"the plan is {len(data)} bytes long (at most {MAX_JSON_BYTES} are read)")
+    try:
+        raw: Any = msgspec.json.decode(data, type=_PLAN)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"not a bit plan: {error}") from None
+    return BitPlan(
+        schema=raw.schema,
+        source=raw.source,
+        blocks=tuple(BlockBits(**msgspec.structs.asdict(entry)) for entry in raw.blocks),
+        words=tuple(WordBits(**msgspec.structs.asdict(entry)) for entry in raw.words),
+    )
+
+
+def plan_hash(plan: BitPlan) -> str:
+    """sha256 of ``encode_plan``, in hex."""
+    return hashlib.sha256(encode_plan(plan)).hexdigest()
+
+
+def _strict(cls: type[Any], **replaced: Any) -> Any:
+    """A msgspec struct with ``cls``'s fields, all required, that refuses unknown ones."""
+    hints = get_type_hints(cls) | replaced
+    return msgspec.defstruct(
+        f"{cls.__name__} entry", [(f.name, hints[f.name]) for f in fields(cls)], forbid_unknown_fields=True
+    )
+
+
+_PLAN = _strict(BitPlan, blocks=tuple[_strict(BlockBits), ...], words=tuple[_strict(WordBits), ...])
+
+
+def _check_common(entry: BlockBits | WordBits) -> None:
+    for label, text in (("tensor", entry.tensor), ("block", entry.block), ("quantizer", entry.quantizer)):
+        if not 1 <= len(text) <= _MAX_NAME:
+            raise ValueError(f"a {label} name has {len(text)} characters (expected 1 to {_MAX_NAME})")
+    if entry.group_size is not None and not 1 <= entry.group_size <= _MAX_COLUMNS:
+        raise ValueError(
+            f"{entry.tensor}: group size {entry.group_size} is impossible (expected 1 or more, or null)"
+        )
+    if entry.scale_dtype not in ("float16", "float32"):
+        raise ValueError(f"{entry.tensor}: scales in {entry.scale_dtype!r} (expected float16 or float32)")
+
+
+def _misfit(entry: BlockBits | WordBits, shape: tuple[int, int]) -> str:
+    rows, columns = shape
+    if isinstance(entry, WordBits) and entry.rows != rows:
+        return f"gives bits to {entry.rows} words of {entry.tensor}, which has {rows}"
+    stays_float = isinstance(entry, BlockBits) and entry.bits == FLOAT_BITS
+    if entry.group_size is not None and not stays_float and columns % entry.group_size:
+        return f"gives {entry.tensor} group size {entry.group_size}, which does not divide {columns} columns"
+    return ""
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

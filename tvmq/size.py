@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes of a model under a plan, counted before anything is quantized: planes, scales, offsets, orders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
+
+from .families.family import TensorInfo
+
+FLOAT_BYTES = 4
+ORDER_BYTES = 4
+"""One int32 per word says which row holds it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSize:
+    """One block's share: its tensors' bytes (everything) and number of weights."""
+
+    name: str
+    bytes: int
+    weights: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits stored for each weight, scales and all."""
+        return self.bytes * 8 / self.weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeReport:
+    """Size of a whole model.
+
+    Attributes:
+        bytes: everything.
+        order_bytes: the part that says which row holds which word.
+        other_bytes: FP32 parameters that are never quantized (biases, norms).
+        weights: number of weights in the planned matrices.
+        blocks: the matrices by block, in the order of the model.
+    """
+
+    bytes: int
+    order_bytes: int
+    other_bytes: int
+    weights: int
+    blocks: tuple[BlockSize, ...]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Every bit of planes, scales, offsets and orders, over the number of weights."""
+        return (self.bytes - self.other_bytes) * 8 / self.weights
+
+
+def predict_size(tensors: Iterable[TensorInfo], plan: BitPlan, other_params: int) -> SizeReport:
+    """Size of ``tensors`` under ``plan`` plus ``other_params`` parameters in FP32.
+
+    Raises:
+        ValueError: the plan does not fit the tensors.
+    """
+    infos = list(tensors)
+    plan.validate({info.name: info.shape for info in infos})
+    entries = {entry.tensor: entry for entry in plan.entries()}
+    blocks: dict[str, BlockSize] = {}
+    for info in infos:
+        before = blocks.get(info.block, BlockSize(name=info.block, bytes=0, weights=0))
+        blocks[info.block] = BlockSize(
+            name=info.block,
+            bytes=before.bytes + entry_bytes(entries[info.name], info.shape),
+            weights=before.weights + info.shape[0] * info.shape[1],
+        )
+    other = other_params * FLOAT_BYTES
+    return SizeReport(
+        bytes=other + sum(block.bytes for block in blocks.values()),
+        order_bytes=sum(entry.rows * ORDER_BYTES for entry in plan.words),
+        other_bytes=other,
+        weights=sum(block.weights for block in blocks.values()),
+        blocks=tuple(blocks.values()),
+    )
+
+
+def entry_bytes(entry: BlockBits | WordBits, shape: tuple[int, int]) -> int:
+    """Bytes of one planned matrix [n, k], without any padding of its rows."""
+    if isinstance(entry, WordBits):
+        segments = sum(planes_bytes(entry, rows, shape[1], bits) for rows, bits in entry.clusters)
+        return segments + entry.rows * ORDER_BYTES
+    return planes_bytes(entry, *shape, entry.bits)
+
+
+def planes_bytes(entry: BlockBits | WordBits, rows: int, columns: int, bits: int) -> int:
+    """Bytes of ``rows`` of ``entry`` at ``bits``."""
+    if bits == FLOAT_BITS:
+        return rows * columns * FLOAT_BYTES
+    groups = columns // (entry.group_size or columns)
+    scales_and_offsets = rows * groups * (bits + entry.offset) * np.dtype(entry.scale_dtype).itemsize
+    return bits * rows * -(-columns // 8) + scales_and_offsets
