@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     from .artifact import VerifyResult
     from .benchmark import BenchResult
+    from .compile import CompileReport
     from .diagnosis import Check
     from .evaluation import EvalResult
+    from .planning import PlanReport
     from .runtime import Translator
 
 
@@ -45,6 +47,53 @@ class TargetInfo:
     triple: str
     features: tuple[str, ...]
     runs_here: bool
+
+
+def plan(model: Path | str, options: PlanOptions = PlanOptions()) -> BitPlan:
+    """Bits for every tensor of a model folder; see ``tvmq.planning``."""
+    return describe_plan(model, options).plan
+
+
+def describe_plan(model: Path | str, options: PlanOptions = PlanOptions()) -> PlanReport:
+    """The plan of a model folder with its predicted size, before anything is quantized."""
+    from .planning import plan_model
+
+    return plan_model(Path(model), options)
+
+
+def compile(
+    model: Path | str,
+    output: Path | str,
+    options: CompileOptions = CompileOptions(),
+    *,
+    progress: Progress = no_progress,
+) -> CompileReport:
+    """Compile a model folder into an artifact; see ``tvmq.compile``.
+
+    Args:
+        model: folder with config.json, safetensors and tokenizer files.
+        output: folder to write; it appears complete or not at all.
+        options: bits, target, tables.
+        progress: called at every phase.
+
+    Raises:
+        TvmqError: model, options or output cannot be used.
+    """
+    check_installation()
+    require("torch", "compile")
+    from .compile import compile_checkpoint
+
+    return compile_checkpoint(
+        Path(model),
+        Path(output),
+        plan=plan(model, options.plan),
+        target=options.target,
+        tables=options.tables,
+        force=options.force,
+        dump_ir=options.dump_ir,
+        isa_levels=options.isa_levels,
+        progress=progress,
+    )
 
 
 def load(artifact: Path | str, *, threads: int = 1, isa: str | None = None) -> Translator:

@@ -17,7 +17,7 @@ from .ui import Force, Json, Quiet, Ui, Verbose, facts_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tvmq.api import PlanReport
+    from tvmq.planning import PlanReport
 
 MB = 1e6
 
@@ -124,14 +124,16 @@ def plan_tables(report: PlanReport) -> tuple[Table, str, Table]:
     """The plan for people: sizes above, one row per block below."""
     from rich.table import Table
 
-    table = Table("block", "bits", "weights", "MB", box=None, pad_edge=False)
-    for block in report.blocks:
-        table.add_row(block.name, block.bits, f"{block.params:,}", f"{block.size_bytes / MB:.2f}")
+    table = Table("block", "bits", "stored bits per weight", "weights", "MB", box=None, pad_edge=False)
+    for block in report.size.blocks:
+        stored = f"{block.bits_per_weight:.2f}"
+        size = f"{block.bytes / MB:.2f}"
+        table.add_row(block.name, report.widths[block.name], stored, f"{block.weights:,}", size)
     rows = {
-        "plan": report.source,
-        "predicted size": f"{report.size_bytes / MB:.2f} MB of {report.fp32_bytes / MB:.1f} MB in FP32",
-        "ratio": f"{report.fp32_bytes / report.size_bytes:.1f} times smaller",
-        "bits per weight": f"{report.bits_per_weight:.2f}",
+        "plan": report.plan.source,
+        "predicted size": f"{report.size.bytes / MB:.2f} MB of {report.fp32_bytes / MB:.1f} MB in FP32",
+        "ratio": f"{report.ratio:.1f} times smaller",
+        "bits per weight": f"{report.size.bits_per_weight:.2f} (scales, offsets and word order included)",
     }
     return facts_table(rows), "", table
 
