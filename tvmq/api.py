@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .compile import CompileReport
     from .diagnosis import Check
     from .evaluation import EvalResult
-    from .planning import PlanReport
+    from .model_plan import PlanReport
     from .runtime import Translator
 
 
@@ -50,13 +50,13 @@ class TargetInfo:
 
 
 def plan(model: Path | str, options: PlanOptions = PlanOptions()) -> BitPlan:
-    """Bits for every tensor of a model folder; see ``tvmq.planning``."""
+    """Bits for every tensor of a model folder; see ``tvmq.model_plan``."""
     return describe_plan(model, options).plan
 
 
 def describe_plan(model: Path | str, options: PlanOptions = PlanOptions()) -> PlanReport:
     """The plan of a model folder with its predicted size, before anything is quantized."""
-    from .planning import plan_model
+    from .model_plan import plan_model
 
     return plan_model(Path(model), options)
 

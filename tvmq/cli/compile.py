@@ -17,7 +17,7 @@ from .ui import Force, Json, Quiet, Ui, Verbose, facts_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tvmq.planning import PlanReport
+    from tvmq.model_plan import PlanReport
 
 MB = 1e6
 

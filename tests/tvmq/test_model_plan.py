@@ -41,7 +41,8 @@ def test_a_plan_file_comes_back_as_it_is(tmp_path: Path) -> None:
 def test_a_plan_of_another_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(b'{"schema": 1, "source": "", "words": [], "blocks": []}')
-    with pytest.raises(InputError, match=r"plan\.json: the plan does not fit the model: it does not name model"):
+    message = r"plan\.json: the plan does not fit the model: it does not name model"
+    with pytest.raises(InputError, match=message):
         api.describe_plan(MODEL, PlanOptions(plan=path))
 
 
@@ -60,7 +61,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tvmq: Run, tmp_path: Path) -
     value = json.loads(tvmq(*words, "--json").out)
     assert value["bits_per_weight"] <= 2.6
     assert value["ratio"] == pytest.approx(value["fp32_bytes"] / value["size_bytes"], abs=1e-3)
-    assert [block["name"] for block in value["blocks"]][0] == "Emb"
+    assert value["blocks"][0]["name"] == "Emb"
     assert "4" in {block["name"]: block["widths"] for block in value["blocks"]}["Dec_ffn"]
     outcome = tvmq(*words)
     assert outcome.code == 0

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model folder and ``PlanOptions`` to a bit plan and its predicted size; nothing is quantized.
+
+The command line and ``tvmq.plan`` meet here; the rules are in ``planning``, ``presets`` and ``size``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relay_passes.bit_plan import MAX_JSON_BYTES, BitPlan, WordBits, decode_plan
+
+from .checkpoint import Checkpoint, _read_frequencies
+from .errors import InputError, UsageError
+from .families import TensorInfo, get_family
+from .options import PlanOptions
+from .planning import make_plan
+from .size import FLOAT_BYTES, SizeReport, predict_size
+from .store import read_bytes
+from .word_bits import count_tokens
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReport:
+    """A plan with what it will cost.
+
+    Attributes:
+        plan: bits per tensor.
+        size: predicted bytes.
+        widths: bits in words for each block, such as ``3`` or ``4, 3, 2, 1 by word``.
+    """
+
+    plan: BitPlan
+    size: SizeReport
+    widths: dict[str, str]
+
+    @property
+    def fp32_bytes(self) -> int:
+        """The same parameters in FP32."""
+        return self.size.weights * FLOAT_BYTES + self.size.other_bytes
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller than FP32."""
+        return self.fp32_bytes / self.size.bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``tvmq compile --dry-run --json`` prints, with the keys of ``inspect``."""
+        return {
+            "source": self.plan.source,
+            "bits_per_weight": round(self.size.bits_per_weight, 4),
+            "size_bytes": self.size.bytes,
+            "fp32_bytes": self.fp32_bytes,
+            "ratio": round(self.ratio, 3),
+            "blocks": [
+                {
+                    "name": block.name,
+                    "bits": round(block.bits_per_weight, 4),
+                    "params": block.weights,
+                    "size_bytes": block.bytes,
+                    "widths": self.widths[block.name],
+                }
+                for block in self.size.blocks
+            ],
+            "word_bits": [
+                {"rows": rows, "bits": bits} for words in self.plan.words for rows, bits in words.clusters
+            ],
+        }
+
+
+def plan_model(model: Path, options: PlanOptions) -> PlanReport:
+    """The plan of a model folder and its predicted size.
+
+    Raises:
+        InputError: the folder, the plan file or the frequencies cannot be used.
+        UsageError: options that contradict each other or do not fit the model.
+    """
+    checkpoint = Checkpoint.open(model)
+    family = get_family(checkpoint.config)
+    tensors = family.tensors(family.read_config(checkpoint.config))
+    plan = _read_plan(options, tensors) if options.plan else _make_plan(checkpoint, tensors, options)
+    return PlanReport(
+        plan=plan,
+        size=predict_size(tensors, plan, _vector_params(checkpoint, tensors)),
+        widths=_widths(plan),
+    )
+
+
+def _make_plan(checkpoint: Checkpoint, tensors: list[TensorInfo], options: PlanOptions) -> BitPlan:
+    return make_plan(
+        tensors,
+        preset=options.preset,
+        bits=options.bits,
+        overrides=options.overrides,
+        quantizer=options.quantizer,
+        group_size=options.group_size,
+        offset=options.offset,
+        scale_dtype=options.scale_dtype,
+        frequencies=_frequencies(checkpoint, options),
+    )
+
+
+def _read_plan(options: PlanOptions, tensors: list[TensorInfo]) -> BitPlan:
+    path = options.plan
+    if path is None or options != PlanOptions(plan=path):
+        raise UsageError("--plan is used as it is; edit the file instead of adding other options for bits")
+    try:
+        plan = decode_plan(read_bytes(path, MAX_JSON_BYTES))
+        plan.validate({info.name: info.shape for info in tensors})
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    return plan
+
+
+def _frequencies(checkpoint: Checkpoint, options: PlanOptions) -> NDArray[np.int64] | None:
+    """Counts per token id: from the text or file the user named, else from the model folder."""
+    if options.text and options.frequencies:
+        raise UsageError("--text and --frequencies exclude each other; give one of them")
+    if options.frequencies:
+        return _read_frequencies(options.frequencies, checkpoint.config.get("vocab_size"))
+    if options.text:
+        from .tokenizer import MarianTokenizer
+
+        vocabulary = checkpoint.config["vocab_size"]
+        return count_tokens(options.text, MarianTokenizer.open(checkpoint.path), vocabulary)
+    return checkpoint.frequencies()
+
+
+def _vector_params(checkpoint: Checkpoint, tensors: list[TensorInfo]) -> int:
+    """Parameters in biases and norms; other matrices are copies of planned ones or computed tables."""
+    planned = {info.name for info in tensors}
+    shapes = [checkpoint.shape(name) for name in checkpoint.names() if name not in planned]
+    return sum(math.prod(shape) for shape in shapes if math.prod(shape) == max(shape, default=1))
+
+
+def _widths(plan: BitPlan) -> dict[str, str]:
+    texts: dict[str, list[str]] = {}
+    for entry in plan.entries():
+        known = texts.setdefault(entry.block, [])
+        if isinstance(entry, WordBits):
+            text = f"{', '.join(str(bits) for _, bits in entry.clusters)} by word"
+        else:
+            text = str(entry.bits)
+        if text not in known:
+            known.append(text)
+    return {block: " and ".join(sorted(widths)) for block, widths in texts.items()}
