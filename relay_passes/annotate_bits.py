@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AnnotateBits: every linear, embedding and norm becomes a composite function that carries its plan.
+
+Before: plain Relax ops over named float parameters. After: calls of private functions with attributes
+``Composite``, ``tvmq.tensor`` (the weight's name) and ``tvmq.bits`` (32 for float, 0 for word clusters).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from .bit_plan import FLOAT_BITS, BitPlan
+from .composite import EMBEDDING, LINEAR, NORM, composite_of, inner_call, patterns
+
+WORD_BITS = 0
+"""``tvmq.bits`` of a tensor whose rows have their own widths."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotateBits:
+    """Attach ``plan`` to the graph. Tensors that the plan does not name stay FP32."""
+
+    plan: BitPlan
+
+    def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
+        bits = {block.tensor: block.bits for block in self.plan.blocks}
+        bits |= {words.tensor: WORD_BITS for words in self.plan.words}
+        params = _parameters(module)
+        fused = relax.transform.FuseOpsByPattern(patterns(_check(params)), bind_constants=True)(module)
+        return _annotate(fused, bits)
+
+
+def _parameters(module: tvm.IRModule) -> dict[Any, str]:
+    """Weight parameters of all functions: variable -> tensor name."""
+    found: dict[Any, str] = {}
+    for function in module.functions.values():
+        if isinstance(function, relax.Function) and function.attrs and "num_input" in function.attrs:
+            for param in list(function.params)[int(function.attrs["num_input"]) :]:
+                found[param] = str(param.name)
+    return found
+
+
+def _check(params: dict[Any, str]) -> Any:
+    def accept(kind: str, context: Any) -> bool:
+        found = context.annotated_expr
+        match kind:
+            case "tvmq.linear":
+                return (
+                    found["w"] in params
+                    and _is_matrix(found["w"])
+                    and _is_float(found["x"])
+                    and ("b" not in found or _rank(found["b"]) == 1)
+                )
+            case "tvmq.embedding":
+                return found["w"] in params and _is_matrix(found["w"]) and _rank(found["ids"]) == 1
+            case _:
+                return found["gamma"] in params and found["beta"] in params and _same_shape(found)
+
+    return accept
+
+
+def _same_shape(found: Any) -> bool:
+    """A residual must not broadcast."""
+    if "residual" not in found:
+        return True
+    left, right = (list(found[role].ty.shape) for role in ("x", "residual"))
+    return len(left) == len(right) and all(str(a) == str(b) for a, b in zip(left, right, strict=True))
+
+
+def _rank(expr: Any) -> int:
+    return int(expr.ty.ndim)
+
+
+def _is_matrix(expr: Any) -> bool:
+    return _rank(expr) == 2 and _is_float(expr)
+
+
+def _is_float(expr: Any) -> bool:
+    return str(expr.ty.dtype) == "float32"
+
+
+@mutator
+class _Annotator(PyExprMutator):
+    """Gives every call of a composite its own function, named after the module that it computes."""
+
+    def __init__(self, module: tvm.IRModule, bits: dict[str, int]) -> None:
+        super().__init__(module)
+        self._module = module
+        self._bits = bits
+
+    def visit_call_(self, call: Any) -> Any:
+        call = self.visit_expr_post_order(call)
+        composite = composite_of(self._module, call)
+        if composite is None:
+            return call
+        facts = _facts(composite, call, self._bits)
+        name = str(facts["tvmq.path"]).replace(".", "__")
+        function = composite.function.with_attrs(facts)
+        return relax.Call(self.builder_.add_func(function, name), call.args)
+
+
+def _annotate(module: tvm.IRModule, bits: dict[str, int]) -> tvm.IRModule:
+    annotator = _Annotator(module, bits)
+    for var, function in module.functions.items():
+        if isinstance(function, relax.Function) and function.attrs and "num_input" in function.attrs:
+            annotator.builder_.update_func(var, annotator.visit_expr(function))
+    return relax.transform.DeadCodeElimination()(annotator.builder_.get())
+
+
+def _facts(composite: Any, call: Any, bits: dict[str, int]) -> dict[str, Any]:
+    if composite.kind == NORM:
+        epsilon = float(inner_call(composite, "relax.nn.layer_norm").attrs["epsilon"])
+        return {"tvmq.path": _module_of(composite.argument(call, "gamma")), "tvmq.epsilon": epsilon}
+    weight = composite.argument(call, "w")
+    tensor = str(weight.name)
+    facts: dict[str, Any] = {
+        "tvmq.path": _module_of(weight),
+        "tvmq.tensor": tensor,
+        "tvmq.bits": bits.get(tensor, FLOAT_BITS),
+    }
+    if composite.kind == LINEAR:
+        facts["tvmq.activation"] = "relu" if inner_call(composite, "relax.nn.relu") is not None else ""
+    if composite.kind == EMBEDDING:
+        scale = inner_call(composite, "relax.multiply")
+        facts["tvmq.factor"] = 1.0 if scale is None else float(scale.args[1].value.numpy())
+    return facts
+
+
+def _module_of(weight: Any) -> str:
+    return str(weight.name).removesuffix(".weight")
