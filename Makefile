@@ -41,7 +41,7 @@ demo: $(RUN_STAMP)
 	$(BIN)/python -m tvmq.demo
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest -q -n $(WORKERS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ Nothing heavy is imported before a function that needs it runs.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from .artifact import VerifyResult
     from .benchmark import BenchResult
-    from .compile import CompileReport
+    from .compiler import CompileReport
     from .diagnosis import Check
     from .evaluation import EvalResult
     from .model_plan import PlanReport
@@ -68,7 +69,7 @@ def compile(
     *,
     progress: Progress = no_progress,
 ) -> CompileReport:
-    """Compile a model folder into an artifact; see ``tvmq.compile``.
+    """Compile a model folder into an artifact; see ``tvmq.compiler``.
 
     Args:
         model: folder with config.json, safetensors and tokenizer files.
@@ -81,7 +82,7 @@ def compile(
     """
     check_installation()
     require("torch", "compile")
-    from .compile import compile_checkpoint
+    from .compiler import compile_checkpoint
 
     return compile_checkpoint(
         Path(model),
@@ -116,7 +117,7 @@ def evaluate(
     require("sacrebleu", "eval")
     from .evaluation import evaluate as score_artifact
 
-    with load(artifact, threads=search.threads, isa=search.isa) as translator:
+    with closing(load(artifact, threads=search.threads, isa=search.isa)) as translator:
         return score_artifact(translator, Path(data), search, limit=limit, progress=progress)
 
 

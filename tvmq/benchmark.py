@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -110,8 +111,7 @@ def measure(artifact: Path, options: BenchOptions) -> BenchResult:
     baseline = machine.resident_bytes() or 0
     machine.reset_peak()
     search = options.search
-    translator = load(artifact, threads=search.threads, isa=search.isa)
-    try:
+    with closing(load(artifact, threads=search.threads, isa=search.isa)) as translator:
         manifest = translator.manifest
         run, sentences = _workload(translator, options)
         run()  # warm-up: page in the weights, fill the allocator's pools
@@ -134,8 +134,6 @@ def measure(artifact: Path, options: BenchOptions) -> BenchResult:
             isa=translator.isa,
             cpu=host_cpu(),
         )
-    finally:
-        translator.close()
 
 
 def _workload(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -67,8 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after ``tvmq``; those of the process by default. None at all is ``--help``.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: app(args=words or ["--help"], prog_name="tvmq", standalone_mode=False))
+
+
+def guarded(run: Callable[[], object]) -> int:
+    """Call ``run``; whatever it raises becomes one line on stderr and the exit code."""
     try:
-        code = app(args=words or ["--help"], prog_name="tvmq", standalone_mode=False)
+        code = run()
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             return _fail("interrupted", INTERRUPTED)
         return code if isinstance(code, int) else 0
@@ -81,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{where}{error.strerror or error}", InputError.exit_code)
     except ValueError as error:
         return _fail(str(error), InputError.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
     except Exception as error:
         text = f"internal error: {type(error).__name__}: {error} (add -vv, please report it)"
         return _fail(text, BUG)

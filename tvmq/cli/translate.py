@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -72,7 +72,7 @@ def translate(
     )
     if output is not None and output.exists() and not force:
         raise InputError(f"{output}: exists already; add --force to replace it")
-    with open_input(input_file) as stream, api.load(artifact, threads=threads, isa=isa) as translator:
+    with open_input(input_file) as stream, closing(api.load(artifact, threads=threads, isa=isa)) as translator:
         results = translate_lines(translator, stream, search, n_best=n_best, undecodable=errors)
         counted = _counted(results, ui, shown=not sys.stdout.isatty() or output is not None)
         if json_output:
