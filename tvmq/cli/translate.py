@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -70,16 +71,24 @@ def translate(
         threads=threads,
         isa=isa,
     )
-    if output is not None and output.exists() and not force:
-        raise InputError(f"{output}: exists already; add --force to replace it")
-    with open_input(input_file) as stream, closing(api.load(artifact, threads=threads, isa=isa)) as translator:
-        results = translate_lines(translator, stream, search, n_best=n_best, undecodable=errors)
+    if output is not None:
+        _check_output(output, force)
+    with open_input(input_file) as stream, closing(api.load(artifact, threads=threads, isa=isa)) as model:
+        results = translate_lines(model, stream, search, n_best=n_best, undecodable=errors)
         counted = _counted(results, ui, shown=not sys.stdout.isatty() or output is not None)
         if json_output:
             text = json.dumps({"lines": [_as_json(line) for line in counted]}, ensure_ascii=False) + "\n"
             _deliver([text], output)
         else:
             _deliver((_as_text(line, n_best) for line in counted), output)
+
+
+def _check_output(path: Path, force: bool) -> None:
+    """Find out before the work, not after it, that the result cannot be written."""
+    if path.exists() and not force:
+        raise InputError(f"{path}: exists already; add --force to replace it")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: its folder does not exist or cannot be written to")
 
 
 @contextmanager
