@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -129,5 +130,5 @@ def converted_name(name: str) -> str:
     return name.removesuffix("-lut")
 
 
-def _total(paths: object) -> int:
-    return sum(path.stat().st_size for path in paths if path.is_file())  # pyright: ignore
+def _total(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file())

@@ -128,8 +128,11 @@ def _sentencepiece(pieces: list[str]) -> bytes:
 
 def _frequencies(pieces: list[str]) -> str:
     """Counts that fall as 1/rank (Zipf), so plans that give bits by word frequency apply."""
-    rows = [f"{i}\t{piece}\t{10_000_000 // (i + 1)}\t{10_000_000 // (i + 1)}" for i, piece in enumerate(pieces)]
-    return "\n".join(["id\tpiece\tcount_src\tcount_tgt", *rows]) + "\n"
+    lines = ["id\tpiece\tcount_src\tcount_tgt"]
+    for index, piece in enumerate(pieces):
+        count = 10_000_000 // (index + 1)
+        lines.append(f"{index}\t{piece}\t{count}\t{count}")
+    return "\n".join(lines) + "\n"
 
 
 def _weights(shape: BaseShape, seed: int) -> dict[str, NDArray[np.float32]]:

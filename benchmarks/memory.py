@@ -1,103 +1,110 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak resident memory of one engine in a process of its own.
+"""How much smaller artifacts are than FP32, on disk and in memory while they translate.
 
-``python -m benchmarks.memory`` is the measured process: it imports the engine's libraries, notes the
-resident memory as the baseline, loads the converted model, translates, and prints one JSON object.
-``measure_memory`` starts it; conversion happens before, in the caller.
+    python -m benchmarks.memory --model build/nmt-base --fp32 fp32.tvmq --artifact small.tvmq
+
+Disk: the whole artifact against the checkpoint's tensors as FP32. Memory: the peak while translating,
+above the interpreter with the runtime imported, against the same for the FP32 artifact; every artifact
+in a process of its own.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from dataclasses import asdict, dataclass
+import math
 from pathlib import Path
+from typing import Annotated, Any
 
-from tvmq.machine import peak_bytes, reset_peak, resident_bytes
+import typer
 
-from .engines import Setup, build, import_engine
-from .workload import Workload
+from tvmq.checkpoint import Checkpoint
+
+from .engines import Setup, disk_bytes
+from .memory_process import Memory, measure_memory
+from .workload import random_workload
 
 MB = 1e6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """Resident memory in MB (10^6 bytes).
-
-    Attributes:
-        baseline_mb: after importing the libraries, before the model is touched.
-        load_peak_mb: largest while loading and translating.
-        run_peak_mb: largest while translating, after everything was loaded and warmed up.
-    """
-
-    baseline_mb: float
-    load_peak_mb: float
-    run_peak_mb: float
-
-    @property
-    def above_baseline_mb(self) -> float:
-        """What loading and translating adds to the bare interpreter."""
-        return self.load_peak_mb - self.baseline_mb
-
-    @property
-    def run_above_baseline_mb(self) -> float:
-        """What translating alone adds to the bare interpreter."""
-        return self.run_peak_mb - self.baseline_mb
-
-
-def measure_memory(name: str, setup: Setup, workload: Workload, *, beams: int) -> Memory:
-    """Run the engine ``name`` in a fresh interpreter and report its memory.
-
-    Raises:
-        RuntimeError: the process failed; the text is its last line.
-    """
-    job = {
-        "engine": name,
-        "model": str(setup.model),
-        "work": str(setup.work),
-        "threads": setup.threads,
-        "artifact": str(setup.artifact) if setup.artifact else None,
-        "sources": workload.sources,
-        "forced": workload.forced,
-        "beams": beams,
-    }
-    command = [sys.executable, "-m", "benchmarks.memory"]
-    child = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
-    if child.returncode:
-        raise RuntimeError(f"memory of {name}: {(child.stderr.strip() or 'no message').splitlines()[-1]}")
-    return Memory(**json.loads(child.stdout))
-
-
-def _measured_process(text: str) -> Memory:
-    job = json.loads(text)
-    import_engine(job["engine"])
-    setup = Setup(
-        model=Path(job["model"]),
-        work=Path(job["work"]),
-        threads=job["threads"],
-        artifact=Path(job["artifact"]) if job["artifact"] else None,
+def main(
+    model: Annotated[Path, typer.Option(help="Marian folder the artifacts were compiled from.")],
+    fp32: Annotated[Path, typer.Option(help="Artifact with everything kept in FP32.")],
+    artifact: Annotated[list[Path], typer.Option(help="Artifact to compare; may repeat.")],
+    beam: Annotated[int, typer.Option(min=1, help="Beam size.")] = 4,
+    threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+    sentences: Annotated[int, typer.Option(min=1, help="Random sources translated.")] = 4,
+    source_length: Annotated[int, typer.Option(min=2, help="Ids per source.")] = 20,
+    forced_length: Annotated[int, typer.Option(min=1, help="Tokens produced per sentence.")] = 24,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")] = None,
+) -> None:
+    """Compare size and peak memory of artifacts with FP32."""
+    checkpoint = Checkpoint.open(model)
+    workload = random_workload(
+        vocabulary=checkpoint.config["vocab_size"],
+        eos=checkpoint.config["eos_token_id"],
+        sentences=sentences,
+        length=source_length,
+        forced=forced_length,
+        seed=0,
     )
-    baseline = _mb(resident_bytes())
-    reset_peak()
-    engine = build(job["engine"], setup)
+    checkpoint_bytes = sum(4 * math.prod(checkpoint.shape(name)) for name in checkpoint.names())
+    rows = []
+    reference: Memory | None = None
+    for path in (fp32, *artifact):
+        setup = Setup(model=model, work=Path(), threads=threads, artifact=path)
+        memory = measure_memory("tvmq", setup, workload, beams=beam)
+        reference = reference or memory
+        rows.append(_row(path, memory, reference, disk_bytes("tvmq", setup), checkpoint_bytes))
+    result = {
+        "model": str(model),
+        "workload": workload.label,
+        "beam": beam,
+        "threads": threads,
+        "fp32_checkpoint_bytes": checkpoint_bytes,
+        "results": rows,
+    }
+    _print(result)
+    if json_path is not None:
+        json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
-    def translate() -> float:
-        for source in job["sources"]:
-            engine.translate(source, beams=job["beams"], forced=job["forced"])
-        return _mb(peak_bytes())
 
-    load_peak = translate()
-    reset_peak()
-    return Memory(baseline_mb=baseline, load_peak_mb=load_peak, run_peak_mb=translate())
+def _row(path: Path, memory: Memory, reference: Memory, size: int, checkpoint: int) -> dict[str, Any]:
+    return {
+        "artifact": path.name,
+        "size_bytes": size,
+        "times_smaller": round(checkpoint / size, 2),
+        "baseline_rss_mb": round(memory.baseline_mb, 1),
+        "peak_above_mb": round(memory.above_baseline_mb, 1),
+        "peak_times_smaller": round(reference.above_baseline_mb / memory.above_baseline_mb, 2),
+        "run_peak_above_mb": round(memory.run_above_baseline_mb, 1),
+        "run_times_smaller": round(reference.run_above_baseline_mb / memory.run_above_baseline_mb, 2),
+    }
 
 
-def _mb(size: int | None) -> float:
-    if size is None:
-        raise RuntimeError("this system does not report resident memory (/proc/self/status)")
-    return size / MB
+def _print(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    checkpoint = result["fp32_checkpoint_bytes"] / MB
+    title = f"{result['model']}: {checkpoint:.1f} MB in FP32; {result['workload']}, beam {result['beam']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("artifact")
+    headings = ("MB on disk", "smaller", "MB before", "peak MB above", "smaller", "translating", "smaller")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in result["results"]:
+        table.add_row(
+            row["artifact"],
+            f"{row['size_bytes'] / MB:.1f}",
+            f"{row['times_smaller']:.1f} x",
+            f"{row['baseline_rss_mb']:.1f}",
+            f"{row['peak_above_mb']:.1f}",
+            f"{row['peak_times_smaller']:.1f} x",
+            f"{row['run_peak_above_mb']:.1f}",
+            f"{row['run_times_smaller']:.1f} x",
+        )
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(_measured_process(sys.stdin.read()))))
+    typer.run(main)

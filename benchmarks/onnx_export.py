@@ -12,7 +12,6 @@ ReduceLogSumExp.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,23 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from tvmq.checkpoint import Checkpoint
+
 from .onnx_graph import CONTRIB, WEIGHT_FILE, Graph, Precision, WeightFile
 from .onnx_search import MAX_STEPS
 
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 LAYER_NORM_EPSILON = 1e-5
 BANNED = -1e9
+MAX_BEAMS = 64
 Array = NDArray[np.float32]
-
-
-def read_weights(folder: Path) -> dict[str, Array]:
-    """All tensors of the folder's safetensors files as FP32."""
-    from safetensors.numpy import load_file
-
-    tensors: dict[str, Array] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        tensors |= {name: value.astype(np.float32) for name, value in load_file(path).items()}
-    return tensors
 
 
 def sinusoids(length: int, width: int) -> Array:
@@ -50,8 +42,9 @@ class MarianExport:
     """Writes the graphs of one checkpoint at one precision."""
 
     def __init__(self, folder: Path, output: Path, precision: Precision) -> None:
-        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.tensors = read_weights(folder)
+        checkpoint = Checkpoint.open(folder)
+        self.config: dict[str, Any] = checkpoint.config
+        self.tensors = {name: checkpoint.tensor(name) for name in checkpoint.names()}
         self.output = output
         self.precision = precision
         self.width = int(self.config["d_model"])
@@ -102,10 +95,9 @@ class MarianExport:
     def _encoder(self) -> None:
         g = self._graph()
         ids = g.input("ids", INT64, [1, "length"])
-        table = g.constant("encoder_positions", sinusoids(int(self.config["max_position_embeddings"]), self.width))
-        last = g.call("Slice", g.call("Shape", ids), g.constant("one", np.array([1], np.int64)),
-                      g.constant("two", np.array([2], np.int64)))  # fmt: skip
-        positions = g.call("Slice", table, g.constant("zero", np.array([0], np.int64)), last)
+        longest = int(self.config["max_position_embeddings"])
+        table = g.constant("encoder_positions", sinusoids(longest, self.width))
+        positions = g.call("Slice", table, g.ints(0), g.call("Shape", ids, start=1))
         x = g.call("Add", self._embed(g, ids), positions)
         for layer in range(int(self.config["encoder_layers"])):
             prefix = f"model.encoder.layers.{layer}"
@@ -114,12 +106,13 @@ class MarianExport:
             mixed = g.call("MultiHeadAttention", q, k, v, domain=CONTRIB, num_heads=self.heads)
             mixed = self._linear(g, mixed, f"{prefix}.self_attn.out_proj")
             x = self._ffn(g, self._norm(g, mixed, x, f"{prefix}.self_attn_layer_norm"), prefix)
-        heads = g.constant("head_shape", np.array([1, -1, self.heads, self.width // self.heads], np.int64))
+        size = self.width // self.heads
+        heads = g.ints(1, -1, self.heads, size)
         for layer in range(self.layers):
             attention = f"model.decoder.layers.{layer}.encoder_attn"
             for part in "kv":
                 y = g.call("Reshape", self._linear(g, x, f"{attention}.{part}_proj"), heads)
-                name = g.output(f"cross_{part}_{layer}", FLOAT, [1, self.heads, "length", self.width // self.heads])
+                name = g.output(f"cross_{part}_{layer}", FLOAT, [1, self.heads, "length", size])
                 g.call("Transpose", y, out=name, perm=[0, 2, 1, 3])
         g.save(self.output / "encoder.onnx")
 
@@ -163,10 +156,11 @@ class MarianExport:
         else:
             q, k, v = g.call_many("Split", qkv, outs=[f"{prefix}.{p}" for p in "qkv"], axis=2, num_outputs=3)
             mixed = g.call_many(
-                "DecoderMaskedMultiHeadAttention", q, k, v, "", "", *cache, "position", "beam_width", "parents",
-                outs=outs, domain=CONTRIB, num_heads=self.heads, past_present_share_buffer=1,
+                "DecoderMaskedMultiHeadAttention", q, k, v, "", "", *cache, "position", "beam_width",
+                "parents", outs=outs, domain=CONTRIB, num_heads=self.heads, past_present_share_buffer=1,
             )[0]  # fmt: skip
-        x = self._norm(g, self._linear(g, mixed, f"{prefix}.self_attn.out_proj"), x, f"{prefix}.self_attn_layer_norm")
+        mixed = self._linear(g, mixed, f"{prefix}.self_attn.out_proj")
+        x = self._norm(g, mixed, x, f"{prefix}.self_attn_layer_norm")
         cross = [g.input(f"cross_{part}_{layer}", FLOAT, [1, self.heads, "length", size]) for part in "kv"]
         query = self._linear(g, x, f"{prefix}.encoder_attn.q_proj")
         # All beams read one sentence, so they are the query rows of one attention, not a batch of copies.
@@ -179,17 +173,17 @@ class MarianExport:
         return self._ffn(g, self._norm(g, mixed, x, f"{prefix}.encoder_attn_layer_norm"), prefix)
 
     def _candidates(self, g: Graph, logits: str) -> None:
-        """Best 2*beams continuations: ``scores`` [1, 2b] and ``chosen`` [1, 2b] = beam * vocabulary + token."""
+        """Best 2*beams continuations: ``scores`` and ``chosen`` (beam * vocabulary + token), [1, 2*beams]."""
         sums = g.input("sums", FLOAT, ["beams", 1, 1])
         count = g.input("count", INT64, [1])
         best, token = g.call_many(
             "TopK", g.call("LogSoftmax", logits, axis=2), count, outs=["best", "token"], axis=2
         )
-        flat = g.constant("flat", np.array([1, -1], np.int64))
+        flat = g.ints(1, -1)
         ranked = g.call("Reshape", g.call("Add", best, sums), flat)
-        starts = np.arange(0, 64 * self.vocabulary, self.vocabulary, dtype=np.int64).reshape(-1, 1, 1)
+        starts = np.arange(MAX_BEAMS, dtype=np.int64).reshape(-1, 1, 1) * self.vocabulary
         rows = g.call("Shape", logits, start=0, end=1)
-        start = g.call("Slice", g.constant("starts", starts), g.constant("zero", np.array([0], np.int64)), rows)
+        start = g.call("Slice", g.constant("starts", starts), g.ints(0), rows)
         tokens = g.call("Reshape", g.call("Add", token, start), flat)
         _, index = g.call_many(
             "TopK", ranked, count, outs=[g.output("scores", FLOAT, [1, "count"]), "index"], axis=1

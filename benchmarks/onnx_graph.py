@@ -43,7 +43,7 @@ class Packed:
 
 def pack(weight: NDArray[np.float32], precision: Precision) -> Packed:
     """Quantize ``weight`` [n, k] with ONNX Runtime's own symmetric block quantizer."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as native
+    from onnxruntime.capi import _pybind_state as native
 
     rows, columns = weight.shape
     blocks = -(-columns // precision.block)
@@ -62,15 +62,15 @@ class WeightFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("wb")
-        self._tensors: dict[str, TensorProto] = {}
+        self.tensors: dict[str, TensorProto] = {}
 
     def tensor(self, name: str, array: NDArray[Any]) -> TensorProto:
-        if name in self._tensors:
-            return self._tensors[name]
+        if name in self.tensors:
+            return self.tensors[name]
         array = np.ascontiguousarray(array)
         if array.nbytes <= INLINE_BYTES:
-            self._tensors[name] = onnx.numpy_helper.from_array(array, name)
-            return self._tensors[name]
+            self.tensors[name] = onnx.numpy_helper.from_array(array, name)
+            return self.tensors[name]
         self._file.write(bytes(-self._file.tell() % ALIGNMENT))
         proto = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
         proto.dims.extend(array.shape)
@@ -79,7 +79,7 @@ class WeightFile:
         for key, value in location.items():
             proto.external_data.add(key=key, value=str(value))
         self._file.write(array.tobytes())
-        self._tensors[name] = proto
+        self.tensors[name] = proto
         return proto
 
     def close(self) -> None:
@@ -97,6 +97,10 @@ class Graph:
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
 
+    def ints(self, *values: int) -> str:
+        """A constant int64 vector."""
+        return self.constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+
     def constant(self, name: str, array: NDArray[Any]) -> str:
         self.initializers[name] = self.weights.tensor(name, array)
         return name
@@ -111,13 +115,14 @@ class Graph:
 
     def call(self, op: str, *inputs: str, out: str = "", domain: str = "", **attributes: Any) -> str:
         """Add a node with one result, named ``out`` or by number."""
-        return self.call_many(op, *inputs, outs=[out or f"v{len(self.nodes)}"], domain=domain, **attributes)[0]
+        outs = [out or f"v{len(self.nodes)}"]
+        return self.call_many(op, *inputs, outs=outs, domain=domain, **attributes)[0]
 
     def call_many(
         self, op: str, *inputs: str, outs: list[str], domain: str = "", **attributes: Any
     ) -> list[str]:
-        node = helper.make_node(op, inputs, outs, name=f"n{len(self.nodes)}_{op}", domain=domain, **attributes)
-        self.nodes.append(node)
+        name = f"n{len(self.nodes)}_{op}"
+        self.nodes.append(helper.make_node(op, inputs, outs, name=name, domain=domain, **attributes))
         return outs
 
     def linear(
@@ -142,20 +147,20 @@ class Graph:
             table = self.call("Transpose", self.constant(f"{name}.weight_t", weight.T), perm=[1, 0])
             return self.call("Gather", table, ids, axis=0)
         keys, scales = self._packed(name, weight)
-        rows = self.constant(f"{name}.rows", np.array([weight.shape[0], -1], np.int64))
+        table = self.call("Reshape", keys, self.ints(weight.shape[0], -1))
         return self.call(
-            "GatherBlockQuantized", self.call("Reshape", keys, rows), ids, scales, domain=CONTRIB,
+            "GatherBlockQuantized", table, ids, scales, domain=CONTRIB,
             bits=self.precision.bits, block_size=self.precision.block, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
 
     def _packed(self, name: str, weight: NDArray[np.float32]) -> tuple[str, str]:
         keys, scales = f"{name}.keys", f"{name}.scales"
-        if keys not in self.weights._tensors:
+        if keys not in self.weights.tensors:
             packed = pack(weight, self.precision)
             self.weights.tensor(keys, packed.keys)
             self.weights.tensor(scales, packed.scales)
         for key in (keys, scales):
-            self.initializers[key] = self.weights._tensors[key]
+            self.initializers[key] = self.weights.tensors[key]
         return keys, scales
 
     def save(self, path: Path) -> None:

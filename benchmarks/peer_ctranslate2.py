@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,11 @@ def convert(setup: Setup, compute: str) -> Path:
     output = setup.converted(f"ctranslate2-{compute}")
     if not (output / "model.bin").exists():
         from ctranslate2.converters import transformers
+        from transformers import logging as hf_logging
 
         output.parent.mkdir(parents=True, exist_ok=True)
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+        hf_logging.set_verbosity_error()
+        hf_logging.disable_progress_bar()
         loaders: dict[str, Any] = transformers._MODEL_LOADERS
         original = loaders["MarianConfig"]
         loaders["MarianConfig"] = _start_token_loader()

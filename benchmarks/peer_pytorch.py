@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from .engines import Setup
 
@@ -16,6 +17,7 @@ class PyTorchEngine:
         from transformers import MarianMTModel, logging
 
         logging.set_verbosity_error()
+        logging.disable_progress_bar()
         torch.set_num_threads(setup.threads)
         self._torch = torch
         model = MarianMTModel.from_pretrained(setup.model, dtype=torch.float32).eval()
@@ -25,7 +27,7 @@ class PyTorchEngine:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch.ao announces its successor at every call
                 model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
-        self._model = model
+        self._model: Any = model
 
     def translate(self, source: list[int], *, beams: int, forced: int | None) -> list[int]:
         ids = self._torch.tensor([source])

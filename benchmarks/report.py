@@ -13,10 +13,12 @@ from targets import host_cpu
 from tvmq.machine import usable_cores
 
 from .measure import READ_METHOD, Series
-from .memory import Memory
+from .memory_process import Memory
 
 PACKAGES = ("tvmq", "ctranslate2", "onnxruntime", "onnx", "torch", "transformers", "numpy")
 MB = 1e6
+FILE_WIDTH = 140
+"""Columns where the output is not a terminal."""
 
 
 def facts(*, threads: int, read_gbps: float, load: tuple[float, float, float]) -> dict[str, Any]:
@@ -75,6 +77,8 @@ def print_report(result: Mapping[str, Any], reference: str | None) -> None:
     from rich.console import Console
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=FILE_WIDTH)
     machine = result["machine"]
     packages = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if found)
     console.print(f"\n[bold]{result['model']}[/]: {result['workload']}, batch 1, {result['rounds']} rounds")
@@ -93,7 +97,7 @@ def _table(entries: list[dict[str, Any]], beam: int, reference: str | None) -> A
 
     table = Table(title="greedy" if beam == 1 else f"beam {beam}", title_justify="left")
     table.add_column("engine")
-    for column in ("tokens/s", "min .. max", f"{reference or 'reference'} is faster", "MB on disk"):
+    for column in ("tokens/s", "min .. max", f"{reference or 'tvmq'} is faster by", "MB on disk"):
         table.add_column(column, justify="right")
     with_memory = any("peak_above_mb" in row for row in entries)
     if with_memory:

@@ -66,7 +66,7 @@ def main(
 
     from .engines import DEFAULT_ENGINES, Setup, build, disk_bytes, prepare
     from .measure import read_bandwidth, run_rounds
-    from .memory import measure_memory
+    from .memory_process import measure_memory
     from .report import facts, print_report, rows
 
     console = Console(stderr=True)
