@@ -7,6 +7,7 @@ Before: plain Relax ops over named float parameters. After: calls of private fun
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,9 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from .bit_plan import FLOAT_BITS, BitPlan
+from .check_bits import PLANNED_ATTR
 from .composite import EMBEDDING, LINEAR, NORM, composite_of, inner_call, patterns
+from .lowering import is_entry
 
 WORD_BITS = 0
 """``tvmq.bits`` of a tensor whose rows have their own widths."""
@@ -39,7 +42,7 @@ def _parameters(module: tvm.IRModule) -> dict[Any, str]:
     """Weight parameters of all functions: variable -> tensor name."""
     found: dict[Any, str] = {}
     for function in module.functions.values():
-        if isinstance(function, relax.Function) and function.attrs and "num_input" in function.attrs:
+        if is_entry(function):
             for param in list(function.params)[int(function.attrs["num_input"]) :]:
                 found[param] = str(param.name)
     return found
@@ -92,6 +95,7 @@ class _Annotator(PyExprMutator):
         super().__init__(module)
         self._module = module
         self._bits = bits
+        self.uses: Counter[str] = Counter()
 
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)
@@ -99,6 +103,8 @@ class _Annotator(PyExprMutator):
         if composite is None:
             return call
         facts = _facts(composite, call, self._bits)
+        if facts.get("tvmq.bits", FLOAT_BITS) != FLOAT_BITS:
+            self.uses[str(facts["tvmq.tensor"])] += 1
         name = str(facts["tvmq.path"]).replace(".", "__")
         function = composite.function.with_attrs(facts)
         return relax.Call(self.builder_.add_func(function, name), call.args)
@@ -107,8 +113,10 @@ class _Annotator(PyExprMutator):
 def _annotate(module: tvm.IRModule, bits: dict[str, int]) -> tvm.IRModule:
     annotator = _Annotator(module, bits)
     for var, function in module.functions.items():
-        if isinstance(function, relax.Function) and function.attrs and "num_input" in function.attrs:
-            annotator.builder_.update_func(var, annotator.visit_expr(function))
+        if is_entry(function):
+            annotator.uses.clear()
+            annotated = annotator.visit_expr(function).with_attr(PLANNED_ATTR, dict(annotator.uses))
+            annotator.builder_.update_func(var, annotated)
     return relax.transform.DeadCodeElimination()(annotator.builder_.get())
 
 

@@ -2,7 +2,7 @@
 """Embedding lookup from packed storage: words of different bit widths, or FP32 rows.
 
 Meaning: ``y[r] = factor * dequantize(W)[ids[r]]``. ``rank`` maps a word id to its storage row (words are
-stored by frequency, in segments of equal bits); FP32 tables are stored as ``float_gemm.pack``.
+stored by frequency, in segments of equal bits).
 Out-of-range ids read row 0: callers check ids.
 """
 
@@ -20,13 +20,17 @@ TILES = BLOCK_ROWS // TILE_ROWS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatherSpec:
-    """Words, width, the row segments (empty for FP32), rank dtype ("" for none) and a constant factor."""
+    """Words, width, the row segments (empty for FP32), rank dtype ("" for none) and a constant factor.
+
+    ``packed`` tells whether an FP32 table is stored as ``float_gemm.pack`` or as plain rows.
+    """
 
     words: int
     width: int
     segments: tuple[Segment, ...]
     rank_dtype: str = ""
     factor: float = 1.0
+    packed: bool = True
 
 
 def gather(spec: GatherSpec, name: str = "gather") -> Any:
@@ -67,10 +71,15 @@ def _declare(kernel: KernelBuilder, spec: GatherSpec, index: int) -> tuple[Any, 
 
 
 def _declare_float(kernel: KernelBuilder, spec: GatherSpec) -> tuple[Any]:
-    return (kernel.param("table", (row_blocks(spec.words), spec.width, BLOCK_ROWS)),)
+    packed = (row_blocks(spec.words), spec.width, BLOCK_ROWS)
+    return (kernel.param("table", packed if spec.packed else (spec.words, spec.width)),)
 
 
 def _float_row(spec: GatherSpec, table: Any, y: Any, row: Any, place: Any) -> None:
+    if not spec.packed:
+        with T.serial(0, spec.width) as c:
+            put(y, (row, c), table[place, c] * T.float32(spec.factor))
+        return
     block, lane = T.Bind(T.floordiv(place, BLOCK_ROWS)), T.Bind(T.floormod(place, BLOCK_ROWS))
     with T.serial(0, spec.width) as c:
         put(y, (row, c), table[block, c, lane] * T.float32(spec.factor))

@@ -73,6 +73,13 @@ class LutSpec:
         return layouts[0]
 
 
+def worth_threads(spec: LutSpec, segment: Segment) -> bool:
+    """Whether a segment's row blocks are spread over threads."""
+    blocks = row_blocks(segment.rows)
+    nbytes = blocks * segment.bits * spec.layout(segment).steps * BLOCK_ROWS * 4
+    return blocks > 1 and nbytes >= PARALLEL_BYTES
+
+
 def reference(
     x: NDArray[np.float32], planes: Sequence[BitPlanes], spec: LutSpec, biases: Sequence[NDArray | None]
 ) -> list[NDArray[np.float32]]:
@@ -119,7 +126,8 @@ def _segment_reference(
 
 
 def lut_gemm(spec: LutSpec, isa: str, name: str = "lut_gemm") -> Any:
-    """PrimFunc for any number of tokens m.
+    """PrimFunc for any number of tokens m. The number of planes is read from the keys' shape, so that one
+    kernel serves every bit width; the segments' ``bits`` only steer which calls are worth threads.
 
     Parameters in order: table, scale, sums (of ``lut_table``); per segment keys, scales and, where
     present, offsets; per output its bias where present; then the outputs float32[m, n].
@@ -147,11 +155,9 @@ def lut_gemm(spec: LutSpec, isa: str, name: str = "lut_gemm") -> Any:
 def _segment_params(kernel: KernelBuilder, spec: LutSpec, index: int) -> tuple[Any, Any, Any]:
     segment = spec.segments[index]
     layout = spec.layout(segment)
-    blocks = row_blocks(segment.rows)
-    keys = kernel.param(f"keys{index}", (blocks, segment.bits, layout.steps, TILES, 64), "uint8")
-    scales = kernel.param(
-        f"scales{index}", (blocks, segment.bits, layout.groups, BLOCK_ROWS), segment.scale_dtype
-    )
+    blocks, bits = row_blocks(segment.rows), T.int64()
+    keys = kernel.param(f"keys{index}", (blocks, bits, layout.steps, TILES, 64), "uint8")
+    scales = kernel.param(f"scales{index}", (blocks, bits, layout.groups, BLOCK_ROWS), segment.scale_dtype)
     offsets = None
     if segment.offset:
         offsets = kernel.param(f"offsets{index}", (blocks, layout.groups, BLOCK_ROWS), segment.scale_dtype)
@@ -169,8 +175,7 @@ class _SegmentEmitter:
 
     def rows(self, m: Any, bias: Any, out: Any) -> None:
         blocks = row_blocks(self.segment.rows)
-        nbytes = blocks * self.segment.bits * self.layout.steps * BLOCK_ROWS * 4
-        loop = T.parallel if nbytes >= PARALLEL_BYTES and blocks > 1 else T.serial
+        loop = T.parallel if worth_threads(self.spec, self.segment) else T.serial
         with loop(0, blocks) as block:
             done: Any = T.int64(0)
             for tokens in TOKEN_TILES:
@@ -185,7 +190,7 @@ class _SegmentEmitter:
         for t in range(tokens):
             for tile in range(TILES):
                 store(acc[t][tile], (0,), fsplat(0.0), 16)
-        with T.serial(0, self.segment.bits) as plane:
+        with T.serial(0, self.keys.shape[1]) as plane:
             self._plane(block, plane, row, acc)
         if self.offsets is not None:
             self._add_offsets(block, row, acc)

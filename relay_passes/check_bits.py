@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CheckBits: everything planned was lowered exactly once, and nothing planned is still read as float.
+
+Changes nothing. Raises ValueError naming the tensors otherwise: a plan that silently has no effect
+would ship a model of another size and speed than its manifest says.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from .bit_plan import FLOAT_BITS, BitPlan
+from .composite import composite_of
+from .lowering import is_entry
+
+PLANNED_ATTR = "tvmq.planned"
+"""Attribute of an entry function: planned tensor -> number of operations that read it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckBits:
+    """Compare the lowered graph with the plan."""
+
+    plan: BitPlan
+
+    def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
+        quantized = {
+            entry.tensor for entry in self.plan.entries() if getattr(entry, "bits", None) != FLOAT_BITS
+        }
+        problems: list[str] = []
+        used: set[str] = set()
+        for var, function in module.functions.items():
+            if is_entry(function):
+                found = _check(module, str(var.name_hint), function, quantized)
+                used |= found[0]
+                problems += found[1]
+        problems += [f"{tensor} is planned but no graph uses it" for tensor in sorted(quantized - used)]
+        if problems:
+            raise ValueError("the plan was not carried out: " + "; ".join(problems))
+        return module
+
+
+def _check(
+    module: tvm.IRModule, name: str, function: Any, quantized: set[str]
+) -> tuple[set[str], list[str]]:
+    planned = {str(k): int(v) for k, v in dict(function.attrs.get(PLANNED_ATTR, {})).items()}
+    expected = {tensor: uses for tensor, uses in planned.items() if tensor in quantized}
+    lowered: Counter[str] = Counter()
+    problems = []
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            if composite_of(module, binding.value) is not None:
+                problems.append(f"{binding.value.op.name_hint} in {name} was not lowered")
+            lowered.update(_tensors_read(binding.value))
+    for param in list(function.params)[int(function.attrs["num_input"]) :]:
+        if str(param.name) in quantized:
+            problems.append(f"{param.name} is still a float parameter of {name}")
+    for tensor in sorted(expected.keys() | (lowered.keys() & quantized)):
+        if lowered[tensor] != expected.get(tensor, 0):
+            problems.append(
+                f"{tensor} was lowered {lowered[tensor]} times in {name}, planned {expected.get(tensor, 0)}"
+            )
+    return set(expected), problems
+
+
+def _tensors_read(value: Any) -> list[str]:
+    """Tensors whose keys a kernel call reads (the first segment stands for a whole embedding)."""
+    if not isinstance(value, relax.Call) or not getattr(value.op, "name", "").startswith("relax.call_tir"):
+        return []
+    names = [str(getattr(arg, "name", "")) for arg in value.args[1]]
+    keys = [name.removesuffix(":keys") for name in names if name.endswith(":keys")]
+    return [key.removesuffix(":0") for key in keys if not key[-1:].isdigit() or key.endswith(":0") or ":" not in key]

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a weight is stored beside the library: names, shapes, dtypes and packed arrays of its parts.
+
+The passes declare kernel parameters by these names, the build fills them, the runtime looks them up.
+A quantized tensor ``w`` is stored as ``w:keys w:scales [w:offsets]``; an embedding with bits by word as
+``w:0:keys ...`` per segment plus ``w:order`` (storage row to word) and ``w:rank`` (word to storage row);
+an FP32 matrix as ``w:packed``. ``b@w`` is the vector b in the storage order of w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .float_gemm import pack as pack_float
+from .packing import (
+    BLOCK_ROWS,
+    BitPlanes,
+    ColumnLayout,
+    WordPlanes,
+    pack_keys,
+    pack_offsets,
+    pack_scales,
+    row_blocks,
+)
+
+TILES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredArray:
+    """One array of the weights file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSegment:
+    """Rows of one bit width of a stored matrix, with the prefix of its arrays' names."""
+
+    prefix: str
+    rows: int
+    bits: int
+    group_size: int
+    offset: bool
+    scale_dtype: str
+
+    def arrays(self, k: int) -> list[StoredArray]:
+        """Keys, scales and, where present, offsets of this segment with k columns."""
+        layout = ColumnLayout(k=k, group_size=self.group_size)
+        blocks = row_blocks(self.rows)
+        found = [
+            StoredArray(
+                name=f"{self.prefix}:keys", shape=(blocks, self.bits, layout.steps, TILES, 64), dtype="uint8"
+            ),
+            StoredArray(
+                name=f"{self.prefix}:scales",
+                shape=(blocks, self.bits, layout.groups, BLOCK_ROWS),
+                dtype=self.scale_dtype,
+            ),
+        ]
+        if self.offset:
+            shape = (blocks, layout.groups, BLOCK_ROWS)
+            found.append(StoredArray(name=f"{self.prefix}:offsets", shape=shape, dtype=self.scale_dtype))
+        return found
+
+
+def word_dtype(words: int) -> str:
+    """Smallest dtype that the kernels read word ids in."""
+    return "uint16" if words <= 1 << 16 else "int32"
+
+
+def order_array(tensor: str, words: int) -> StoredArray:
+    return StoredArray(name=f"{tensor}:order", shape=(words,), dtype=word_dtype(words))
+
+
+def rank_array(tensor: str, words: int) -> StoredArray:
+    return StoredArray(name=f"{tensor}:rank", shape=(words,), dtype=word_dtype(words))
+
+
+def float_array(tensor: str, n: int, k: int) -> StoredArray:
+    return StoredArray(name=f"{tensor}:packed", shape=(row_blocks(n), k, BLOCK_ROWS), dtype="float32")
+
+
+def reordered(vector: str, tensor: str) -> str:
+    """Name of ``vector`` in the storage order of ``tensor``."""
+    return f"{vector}@{tensor}"
+
+
+def pack_quantized(tensor: str, weight: BitPlanes | WordPlanes) -> dict[str, NDArray]:
+    """All arrays of a quantized tensor by stored name."""
+    if isinstance(weight, BitPlanes):
+        return _pack_segment(tensor, weight)
+    arrays: dict[str, NDArray] = {}
+    for index, segment in enumerate(weight.segments):
+        arrays |= _pack_segment(f"{tensor}:{index}", segment)
+    dtype = word_dtype(weight.shape[0])
+    rank = np.empty_like(weight.order)
+    rank[weight.order] = np.arange(weight.order.shape[0], dtype=weight.order.dtype)
+    return arrays | {f"{tensor}:order": weight.order.astype(dtype), f"{tensor}:rank": rank.astype(dtype)}
+
+
+def pack_plain(tensor: str, weight: NDArray[np.float32]) -> dict[str, NDArray]:
+    """The array of an FP32 matrix that a product reads."""
+    return {f"{tensor}:packed": pack_float(weight)}
+
+
+def _pack_segment(prefix: str, planes: BitPlanes) -> dict[str, NDArray]:
+    arrays: dict[str, NDArray] = {f"{prefix}:keys": pack_keys(planes), f"{prefix}:scales": pack_scales(planes)}
+    offsets = pack_offsets(planes)
+    return arrays if offsets is None else arrays | {f"{prefix}:offsets": offsets}
+
+
+def total_bytes(arrays: Sequence[StoredArray]) -> int:
+    """Bytes of the arrays in the weights file, without alignment."""
+    return sum(int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize for a in arrays)

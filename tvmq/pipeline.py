@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ordered list of passes, in phases; the IR after each phase can be written to a folder.
+
+Phases: 0 imported, 1 annotated (plan attached), 2 lowered (kernels of ``schedules``),
+3 legalised and fused (what is left of Relax becomes TensorIR). ``build`` compiles the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from relay_passes.annotate_bits import AnnotateBits
+from relay_passes.bit_plan import BitPlan
+from relay_passes.check_bits import CheckBits
+from relay_passes.fold_transpose import FoldTranspose
+from relay_passes.lower_attention import LowerAttention
+from relay_passes.lower_embedding import LowerEmbedding
+from relay_passes.lower_linear import LowerLinear
+from relay_passes.lower_norm import LowerNorm
+from relay_passes.lower_search import LowerSearch
+from relay_passes.share_tables import ShareTables
+from schedules.lut_table import Tables
+from targets.spec import TargetSpec
+
+Pass = Callable[[tvm.IRModule], tvm.IRModule]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """Passes that run together and the name that their result is dumped under."""
+
+    name: str
+    passes: Sequence[Pass]
+
+
+def common_phases(plan: BitPlan) -> list[Phase]:
+    """What does not depend on the target."""
+    return [
+        Phase(name="0-imported", passes=[relax.transform.CanonicalizeBindings(), FoldTranspose()]),
+        Phase(name="1-annotated", passes=[AnnotateBits(plan=plan)]),
+    ]
+
+
+def target_phases(plan: BitPlan, target: TargetSpec, tables: Tables) -> list[Phase]:
+    """What is done once per ISA level."""
+    return [
+        Phase(
+            name=f"2-lowered-{target.name}",
+            passes=[
+                LowerEmbedding(plan=plan),
+                LowerLinear(plan=plan, target=target, tables=tables),
+                ShareTables(),
+                LowerNorm(),
+                LowerAttention(),
+                LowerSearch(),
+                CheckBits(plan=plan),
+            ],
+        ),
+        Phase(
+            name=f"3-fused-{target.name}",
+            passes=[
+                relax.transform.ConvertToDataflow(min_size=2),
+                relax.transform.LegalizeOps(),
+                relax.transform.AnnotateTIROpPattern(),
+                relax.transform.FoldConstant(),
+                relax.transform.FuseOps(),
+                relax.transform.FuseTIR(),
+                relax.transform.DeadCodeElimination(),
+            ],
+        ),
+    ]
+
+
+def run(module: tvm.IRModule, phases: Sequence[Phase], target: Any, dump: Path | None = None) -> tvm.IRModule:
+    """Runs the phases in order; with ``dump``, writes ``<phase>.py`` after each."""
+    with target:
+        for phase in phases:
+            for step in phase.passes:
+                module = step(module)
+            if dump is not None:
+                (dump / f"{phase.name}.py").write_text(module.script() + "\n", encoding="utf-8")
+    return module
