@@ -97,7 +97,8 @@ def _table(entries: list[dict[str, Any]], beam: int, reference: str | None) -> A
 
     table = Table(title="greedy" if beam == 1 else f"beam {beam}", title_justify="left")
     table.add_column("engine")
-    for column in ("tokens/s", "min .. max", f"{reference or 'tvmq'} is faster by", "MB on disk"):
+    versus = [f"{reference} is faster by"] if reference else []
+    for column in ("tokens/s", "min .. max", *versus, "MB on disk"):
         table.add_column(column, justify="right")
     with_memory = any("peak_above_mb" in row for row in entries)
     if with_memory:
@@ -108,7 +109,7 @@ def _table(entries: list[dict[str, Any]], beam: int, reference: str | None) -> A
             row["engine"],
             f"{row['tokens_per_s']:.0f}",
             f"{row['min']:.0f} .. {row['max']:.0f}",
-            f"{row['speedup']:.2f} x" if row["speedup"] is not None else "",
+            *([f"{row['speedup']:.2f} x"] if reference else []),
             f"{row['size_bytes'] / MB:.1f}",
         ]
         if with_memory:
