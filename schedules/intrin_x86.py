@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inner loop of the table product on each kernel ISA: look up one tile of keys, add per row.
+"""The inner loop of the table product on each kernel ISA: look up tiles of keys, add per row.
 
 A *tile* is 64 bytes of keys (16 rows x 32 columns of one plane, layout in ``packing.pack_keys``).
 Each class accumulates tiles into int32[16] per row tile; all give the same integers.
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from .packing import MU, STEP_COLUMNS, TILE_ROWS
+from .packing import BLOCK_ROWS, MU, STEP_COLUMNS, TILE_ROWS
 from .tir import T, as_type, isplat, load, put, scratch, shuffle, splat, store
 
+TILES = BLOCK_ROWS // TILE_ROWS
 GROUPS = STEP_COLUMNS // MU
 HALF = GROUPS // 2
 
@@ -19,42 +20,59 @@ HALF = GROUPS // 2
 class TileSum(Protocol):
     """Accumulates table look-ups of row tiles over the steps of one chunk of columns."""
 
-    def begin(self, tokens: int, tiles: int) -> None:
-        """Clears the accumulators of ``tokens`` activations x ``tiles`` row tiles."""
+    def tiles(self, tokens: int) -> int:
+        """Row tiles summed at once for ``tokens`` activations (divides 4): as many as registers hold."""
+        ...
+
+    def begin(self, tokens: int, tiles: int, steps: int) -> None:
+        """Clears the accumulators of ``tokens`` activations x ``tiles`` row tiles, for ``steps`` steps."""
         ...
 
     def step(self, keys: Any, where: list[Any], tables: list[tuple[Any, Any]], group: Any) -> None:
-        """Adds one step. ``keys`` at ``where`` holds tile 0; ``tables`` are (buffer, row) per token."""
+        """Adds one step.
+
+        Args:
+            keys: the keys of a segment.
+            where: [block, plane, step, first tile].
+            tables: (buffer, row) per token.
+            group: the step's first column group.
+        """
         ...
 
-    def integers(self, token: int, tile: int) -> Any:
-        """int32x16: the sums of one row tile in row order."""
+    def total(self, token: int, tile: int) -> Any:
+        """int32x16 (float32x16 with FP32 tables): the sums of one row tile in row order."""
         ...
 
 
 def tile_sum(isa: str) -> TileSum:
-    """The accumulator for a kernel ISA of ``targets.TargetSpec``."""
+    """The accumulator of int8 tables for a kernel ISA of ``targets.TargetSpec``."""
     match isa:
         case "avx512_vbmi":
             return VbmiSum()
         case "avx2":
             return Avx2Sum()
+        case "ssse3":
+            return Ssse3Sum()
         case "portable":
             return PortableSum()
         case _:
-            raise ValueError(f"no table kernel for {isa!r}; known: avx512_vbmi, avx2, portable")
+            raise ValueError(f"no table kernel for {isa!r}; known: avx512_vbmi, avx2, ssse3, portable")
 
 
 class VbmiSum:
     """vpermb looks up 64 bytes in four tables at once, vpdpbusd adds each row's four bytes."""
 
-    def begin(self, tokens: int, tiles: int) -> None:
+    def tiles(self, tokens: int) -> int:
+        return TILES
+
+    def begin(self, tokens: int, tiles: int, steps: int) -> None:
         self._sums = [[scratch((TILE_ROWS,), "int32") for _ in range(tiles)] for _ in range(tokens)]
         for row in self._sums:
             for buffer in row:
                 store(buffer, (0,), isplat(0), TILE_ROWS)
 
     def step(self, keys: Any, where: list[Any], tables: list[tuple[Any, Any]], group: Any) -> None:
+        *outer, first = where
         lanes = as_type(splat(T.uint32(0x30201000), TILE_ROWS), "uint8x64")
         nibble = splat(T.uint8(15), 64)
         ones = splat(T.uint8(1), 64)
@@ -63,7 +81,7 @@ class VbmiSum:
             for buffer, row in tables
         ]
         for tile in range(len(self._sums[0])):
-            packed = T.Bind(load(keys, [*where, tile, 0], 64))
+            packed = T.Bind(load(keys, [*outer, first + tile, 0], 64))
             shifted = as_type(T.shift_right(as_type(packed, "uint32x16"), splat(T.uint32(4), 16)), "uint8x64")
             for half, source in enumerate((packed, shifted)):
                 index = T.Bind(T.bitwise_or(T.bitwise_and(source, nibble), lanes))
@@ -77,7 +95,7 @@ class VbmiSum:
                     )  # fmt: skip
                     store(row[tile], (0,), added, TILE_ROWS)
 
-    def integers(self, token: int, tile: int) -> Any:
+    def total(self, token: int, tile: int) -> Any:
         return load(self._sums[token][tile], (0,), TILE_ROWS)
 
 
@@ -86,56 +104,98 @@ def _four_tables(buffer: Any, row: Any, group: Any) -> Any:
     return buffer.vload([row, group, 0], "int8x64")
 
 
-class Avx2Sum:
-    """pshufb looks up two tables per 32 bytes; bytes are added as 16-bit pairs and split at the end.
+class PairSums:
+    """16-bit lanes that add unsigned bytes of two rows: ``even + 256 * odd``, and ``odd`` apart.
 
-    Entries are biased to unsigned bytes (+128), so that a 16-bit lane holds ``even + 256 * odd`` of two
-    rows; ``odd`` is also summed apart, and ``even = pair - 256 * odd`` modulo 2^16. A chunk adds at most
-    16 bytes to a lane (16 * 255 < 2^16); the bias leaves at the end.
+    Table entries are biased to unsigned bytes (+128). ``even = pair - 256 * odd`` modulo 2^16; a chunk
+    adds at most 32 bytes to a lane (32 * 255 < 2^16); the bias leaves at the end.
     """
+
+    def __init__(self, tokens: int, tiles: int, lanes: int) -> None:
+        self._lanes = lanes
+        self._pairs, self._odds = (
+            [[scratch((lanes,), "uint16") for _ in range(tiles)] for _ in range(tokens)] for _ in range(2)
+        )
+        for buffer in (b for kind in (self._pairs, self._odds) for row in kind for b in row):
+            store(buffer, (0,), T.broadcast(T.uint16(0), lanes), lanes)
+
+    def add(self, token: int, tile: int, found: Any) -> None:
+        """Adds 2 * lanes bytes."""
+        lanes = self._lanes
+        values = T.Bind(as_type(found, f"uint16x{lanes}"))
+        pairs, odds = self._pairs[token][tile], self._odds[token][tile]
+        store(pairs, (0,), load(pairs, (0,), lanes) + values, lanes)
+        high = T.shift_right(values, T.broadcast(T.uint16(8), lanes))
+        store(odds, (0,), load(odds, (0,), lanes) + high, lanes)
+
+    def rows(self, token: int, tile: int, bias: int) -> list[Any]:
+        """Two int32x8: the sums of even and of odd bytes over all 16-byte lanes, without the bias."""
+        pairs, odds = (T.Bind(load(kind[token][tile], (0,), self._lanes)) for kind in (self._pairs, self._odds))
+        even = T.Bind(pairs - T.shift_left(odds, T.broadcast(T.uint16(8), self._lanes)))
+        wide = []
+        for part in (even, odds):
+            total: Any = T.int32(-bias)
+            total = splat(total, 8)
+            for start in range(0, self._lanes, 8):
+                lanes = part if self._lanes == 8 else shuffle([part], range(start, start + 8))
+                total = total + T.Cast("int32x8", lanes)
+            wide.append(T.Bind(total))
+        return wide
+
+
+def _nibbles(packed: Any, lanes: int) -> tuple[Any, Any]:
+    """Low and high nibbles of ``lanes`` bytes: table indices of groups g and g + 4."""
+    nibble = splat(T.uint8(15), lanes)
+    words = as_type(packed, f"uint16x{lanes // 2}")
+    high = as_type(T.shift_right(words, splat(T.uint16(4), lanes // 2)), f"uint8x{lanes}")
+    return T.Bind(T.bitwise_and(packed, nibble)), T.Bind(T.bitwise_and(high, nibble))
+
+
+def _biased(buffer: Any, row: Any, group: Any, lanes: int) -> Any:
+    """``lanes`` table bytes from a column group on, as unsigned bytes."""
+    return T.Bind(
+        T.bitwise_xor(as_type(load(buffer, (row, group, 0), lanes), f"uint8x{lanes}"), splat(T.uint8(128), lanes))
+    )
+
+
+BYTES_BY_GROUP = (0x0C080400, 0x0D090501, 0x0E0A0602, 0x0F0B0703)
+"""pshufb control: sorts four rows' dwords into one dword per column group."""
+
+
+class Avx2Sum:
+    """vpshufb looks up two tables per 32 bytes, one for each 16-byte lane."""
 
     _MERGED_ROWS = (0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15)
 
-    def begin(self, tokens: int, tiles: int) -> None:
-        self._steps = 0
-        self._pairs = [[scratch((16,), "uint16") for _ in range(tiles)] for _ in range(tokens)]
-        self._odds = [[scratch((16,), "uint16") for _ in range(tiles)] for _ in range(tokens)]
-        for kind in (self._pairs, self._odds):
-            for row in kind:
-                for buffer in row:
-                    store(buffer, (0,), T.broadcast(T.uint16(0), 16), 16)
+    def tiles(self, tokens: int) -> int:
+        return max(1, TILES // tokens)
+
+    def begin(self, tokens: int, tiles: int, steps: int) -> None:
+        self._tokens, self._tiles, self._steps = tokens, tiles, steps
+        self._sums = PairSums(tokens, tiles, 16)
 
     def step(self, keys: Any, where: list[Any], tables: list[tuple[Any, Any]], group: Any) -> None:
-        nibble, bias = splat(T.uint8(15), 32), splat(T.uint8(128), 32)
-        self._steps += 1
+        *outer, first = where
         loaded = {
-            (token, pair, half): T.Bind(
-                T.bitwise_xor(
-                    as_type(load(buffer, (row, group + half * HALF + 2 * pair, 0), 32), "uint8x32"), bias
-                )
-            )
+            (token, pair, half): _biased(buffer, row, group + half * HALF + 2 * pair, 32)
             for token, (buffer, row) in enumerate(tables)
             for pair in range(2)
             for half in range(2)
         }
-        for tile in range(len(self._pairs[0])):
-            by_group = self._gather_groups(keys, where, tile)
-            for pair, packed in enumerate(by_group):
-                high = as_type(T.shift_right(as_type(packed, "uint16x16"), splat(T.uint16(4), 16)), "uint8x32")
-                for half, source in enumerate((packed, high)):
-                    index = T.Bind(T.bitwise_and(source, nibble))
-                    for token in range(len(tables)):
+        for tile in range(self._tiles):
+            for pair, packed in enumerate(self._gather_groups(keys, [*outer, first + tile])):
+                for half, index in enumerate(_nibbles(packed, 32)):
+                    for token in range(self._tokens):
                         two = loaded[token, pair, half]
                         found = T.call_llvm_pure_intrin("uint8x32", "llvm.x86.avx2.pshuf.b", two, index)
-                        self._add(token, tile, T.Bind(as_type(found, "uint16x16")))
+                        self._sums.add(token, tile, found)
 
-    def _gather_groups(self, keys: Any, where: list[Any], tile: int) -> list[Any]:
+    def _gather_groups(self, keys: Any, tile: list[Any]) -> list[Any]:
         """Two uint8x32: [group 0 of 16 rows | group 1], [group 2 | group 3], rows as _MERGED_ROWS."""
-        order = shuffle([T.uint32(v) for v in (0x0C080400, 0x0D090501, 0x0E0A0602, 0x0F0B0703) * 2], range(8))
-        order = as_type(order, "uint8x32")
+        order = as_type(shuffle([T.uint32(v) for v in BYTES_BY_GROUP * 2], range(8)), "uint8x32")
         halves = []
         for h in range(2):
-            raw = load(keys, [*where, tile, h * 32], 32)
+            raw = load(keys, [*tile, h * 32], 32)
             sorted_lane = T.call_llvm_pure_intrin("uint8x32", "llvm.x86.avx2.pshuf.b", raw, order)
             halves.append(T.Bind(as_type(sorted_lane, "int32x8")))
         # Lane layout of a half: dwords g0 g1 g2 g3 of 4 rows each, twice.
@@ -143,44 +203,89 @@ class Avx2Sum:
         high = shuffle(halves, [2, 10, 6, 14, 3, 11, 7, 15])
         return [T.Bind(as_type(low, "uint8x32")), T.Bind(as_type(high, "uint8x32"))]
 
-    def _add(self, token: int, tile: int, values: Any) -> None:
-        pairs, odds = self._pairs[token][tile], self._odds[token][tile]
-        store(pairs, (0,), load(pairs, (0,), 16) + values, 16)
-        store(odds, (0,), load(odds, (0,), 16) + T.shift_right(values, T.broadcast(T.uint16(8), 16)), 16)
-
-    def integers(self, token: int, tile: int) -> Any:
-        pairs, odds = (T.Bind(load(kind[token][tile], (0,), 16)) for kind in (self._pairs, self._odds))
-        even = T.Bind(pairs - T.shift_left(odds, T.broadcast(T.uint16(8), 16)))
-        wide = []
-        for part in (even, odds):
-            halves = [T.Cast("int32x8", shuffle([part], range(h * 8, h * 8 + 8))) for h in range(2)]
-            wide.append(T.Bind(halves[0] + halves[1] - splat(T.int32(128 * GROUPS * self._steps), 8)))
+    def total(self, token: int, tile: int) -> Any:
+        wide = self._sums.rows(token, tile, 128 * GROUPS * self._steps)
         # Lane i of ``wide[p]`` is merged position 2 i + p; find every row's position.
         position = {row: place for place, row in enumerate(self._MERGED_ROWS)}
         lanes = [position[row] // 2 + 8 * (position[row] % 2) for row in range(TILE_ROWS)]
         return shuffle(wide, lanes)
 
 
-class PortableSum:
-    """Plain scalar look-ups: any CPU."""
+class Ssse3Sum:
+    """pshufb looks up one table for 16 rows."""
 
-    def begin(self, tokens: int, tiles: int) -> None:
-        self._sums = [[scratch((TILE_ROWS,), "int32") for _ in range(tiles)] for _ in range(tokens)]
-        for row in self._sums:
-            for buffer in row:
-                store(buffer, (0,), isplat(0), TILE_ROWS)
+    def tiles(self, tokens: int) -> int:
+        return max(1, TILES // 2 // tokens)
+
+    def begin(self, tokens: int, tiles: int, steps: int) -> None:
+        self._tokens, self._tiles, self._steps = tokens, tiles, steps
+        self._sums = PairSums(tokens, tiles, 8)
 
     def step(self, keys: Any, where: list[Any], tables: list[tuple[Any, Any]], group: Any) -> None:
-        for tile in range(len(self._sums[0])):
-            with T.serial(0, TILE_ROWS) as r:
-                packed = [T.Bind(T.Cast("int32", keys[(*where, tile, r * HALF + g)])) for g in range(HALF)]
+        *outer, first = where
+        by_group = [self._gather_groups(keys, [*outer, first + tile]) for tile in range(self._tiles)]
+        for g in range(HALF):
+            indices = [_nibbles(groups[g], 16) for groups in by_group]
+            for half in range(2):
                 for token, (buffer, row) in enumerate(tables):
-                    total = self._sums[token][tile][r]
-                    for g, byte in enumerate(packed):
-                        low = buffer[row, group + g, T.bitwise_and(byte, 15)]
-                        high = buffer[row, group + HALF + g, T.shift_right(byte, T.int32(4))]
-                        total = total + T.Cast("int32", low) + T.Cast("int32", high)
-                    put(self._sums[token][tile], (r,), total)
+                    table = _biased(buffer, row, group + half * HALF + g, 16)
+                    for tile in range(self._tiles):
+                        found = T.call_llvm_pure_intrin(
+                            "uint8x16", "llvm.x86.ssse3.pshuf.b.128", table, indices[tile][half]
+                        )
+                        self._sums.add(token, tile, found)
 
-    def integers(self, token: int, tile: int) -> Any:
-        return load(self._sums[token][tile], (0,), TILE_ROWS)
+    def _gather_groups(self, keys: Any, tile: list[Any]) -> list[Any]:
+        """Four uint8x16: one column group each, rows in order."""
+        order = as_type(shuffle([T.uint32(v) for v in BYTES_BY_GROUP], range(4)), "uint8x16")
+        quads = []
+        for q in range(4):
+            raw = load(keys, [*tile, q * 16], 16)
+            sorted_rows = T.call_llvm_pure_intrin("uint8x16", "llvm.x86.ssse3.pshuf.b.128", raw, order)
+            quads.append(T.Bind(as_type(sorted_rows, "int32x4")))
+        pairs = [
+            T.Bind(shuffle([quads[q], quads[q + 1]], [2 * h, 2 * h + 4, 2 * h + 1, 2 * h + 5]))
+            for q in (0, 2)
+            for h in range(2)
+        ]
+        groups = [shuffle([pairs[h], pairs[2 + h]], [2 * e, 2 * e + 1, 2 * e + 4, 2 * e + 5]) for h in range(2) for e in range(2)]
+        return [T.Bind(as_type(g, "uint8x16")) for g in groups]
+
+    def total(self, token: int, tile: int) -> Any:
+        wide = self._sums.rows(token, tile, 128 * GROUPS * self._steps)
+        return shuffle(wide, [row // 2 + 8 * (row % 2) for row in range(TILE_ROWS)])
+
+
+class PortableSum:
+    """Plain scalar look-ups, one row after the other: any CPU."""
+
+    def tiles(self, tokens: int) -> int:
+        return TILES
+
+    def begin(self, tokens: int, tiles: int, steps: int) -> None:
+        self._sums = [scratch((BLOCK_ROWS,), "int32") for _ in range(tokens)]
+        for buffer in self._sums:
+            for tile in range(tiles):
+                store(buffer, (tile * TILE_ROWS,), isplat(0), TILE_ROWS)
+
+    def step(self, keys: Any, where: list[Any], tables: list[tuple[Any, Any]], group: Any) -> None:
+        # 64 rows in one loop: too long to unroll, or compiling takes seconds and the code kilobytes.
+        with T.serial(0, BLOCK_ROWS) as r:
+            dword = T.Bind(row_keys(keys, where, r))
+            for g in range(HALF):
+                for half in range(2):
+                    shifted = T.shift_right(dword, T.uint32(8 * g + 4 * half))
+                    key = T.Bind(T.Cast("int64", T.bitwise_and(shifted, T.uint32(15))))
+                    for token, (buffer, row) in enumerate(tables):
+                        found = T.Cast("int32", buffer[row, group + half * HALF + g, key])
+                        put(self._sums[token], (r,), self._sums[token][r] + found)
+
+    def total(self, token: int, tile: int) -> Any:
+        return load(self._sums[token], (tile * TILE_ROWS,), TILE_ROWS)
+
+
+def row_keys(keys: Any, where: list[Any], row: Any) -> Any:
+    """uint32: the eight keys of one of 64 rows; byte g holds the keys of groups g and g + 4."""
+    *outer, first = where
+    tile, lane = first + T.floordiv(row, TILE_ROWS), T.floormod(row, TILE_ROWS)
+    return as_type(load(keys, [*outer, tile, lane * 4], 4), "uint32")

@@ -9,21 +9,21 @@ projection. Keys are read once for up to four tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .intrin_exact import ExactSum
-from .intrin_x86 import tile_sum
+from .intrin_exact import exact_sum
+from .intrin_x86 import TILES, tile_sum
 from .lut_table import ENTRIES, Tables, table_dtype
 from .lut_table import reference as table_reference
 from .packing import BLOCK_ROWS, MU, STEP_COLUMNS, TILE_ROWS, BitPlanes, ColumnLayout, row_blocks
 from .tir import KernelBuilder, T, body, fsplat, load, put, scratch, splat, store
 
-TILES = BLOCK_ROWS // TILE_ROWS
 TOKEN_TILES = (4, 2, 1)
 PARALLEL_BYTES = 1 << 19
 """Keys that a call must read before its row blocks are spread over threads."""
@@ -169,7 +169,7 @@ class _SegmentEmitter:
 
     def __init__(self, spec: LutSpec, segment: Segment, isa: str, tables: Any, buffers: Any) -> None:
         self.spec, self.segment, self.isa = spec, segment, isa
-        self.layout = spec.layout(segment)
+        self.layout, self.exact = spec.layout(segment), spec.tables == "exact"
         self.table, self.scale, self.sums = tables
         self.keys, self.scales, self.offsets = buffers
 
@@ -186,62 +186,61 @@ class _SegmentEmitter:
 
     def _tile(self, block: Any, row: Any, tokens: int, bias: Any, out: Any) -> None:
         """One block of 64 rows for ``tokens`` tokens starting at ``row``."""
-        acc = [[scratch((16,)) for _ in range(TILES)] for _ in range(tokens)]
-        for t in range(tokens):
+        acc = [scratch((BLOCK_ROWS,)) for _ in range(tokens)]
+        for token in acc:
             for tile in range(TILES):
-                store(acc[t][tile], (0,), fsplat(0.0), 16)
-        with T.serial(0, self.keys.shape[1]) as plane:
-            self._plane(block, plane, row, acc)
+                store(token, (tile * TILE_ROWS,), fsplat(0.0), TILE_ROWS)
+        with T.serial(0, self.segment.bits) as plane, T.serial(0, self.layout.groups) as group:
+            self._group(block, plane, group, row, acc)
         if self.offsets is not None:
             self._add_offsets(block, row, acc)
         for t in range(tokens):
             self._store(block, row + t, acc[t], bias, out)
 
-    def _plane(self, block: Any, plane: Any, row: Any, acc: list[list[Any]]) -> None:
-        layout = self.layout
-        per_group = layout.chunks // layout.groups
-        with T.serial(0, layout.groups) as g:
-            if per_group == 1:
-                self._chunk(block, plane, g, row, acc, [self._alpha(block, plane, g, t) for t in range(TILES)])
-            else:
-                partial = [[scratch((16,)) for _ in range(TILES)] for _ in acc]
-                for token in partial:
-                    for buffer in token:
-                        store(buffer, (0,), fsplat(0.0), 16)
-                with T.serial(0, per_group) as c:
-                    self._chunk(block, plane, g * per_group + c, row, partial, None)
-                for tile in range(TILES):
-                    alpha = T.Bind(self._alpha(block, plane, g, tile))
-                    for into, part in zip(acc, partial, strict=True):
-                        value = load(into[tile], (0,), 16) + alpha * load(part[tile], (0,), 16)
-                        store(into[tile], (0,), value, 16)
-
-    def _alpha(self, block: Any, plane: Any, group: Any, tile: int) -> Any:
-        return to_float32(load(self.scales, (block, plane, group, tile * 16), 16))
+    def _group(self, block: Any, plane: Any, group: Any, row: Any, acc: list[Any]) -> None:
+        """Adds the columns of one group, times their alphas, to ``acc``."""
+        sums: Any = exact_sum(self.isa) if self.exact else tile_sum(self.isa)
+        together = sums.tiles(len(acc))
+        # Exact tables have no scale per chunk: the whole group is one chunk.
+        chunks = 1 if self.exact else self.layout.chunks // self.layout.groups
+        with _loop(TILES // together) as part:
+            first = part * together
+            alphas = [
+                T.Bind(to_float32(load(self.scales, (block, plane, group, (first + tile) * TILE_ROWS), 16)))
+                for tile in range(together)
+            ]
+            if chunks == 1:
+                self._chunk(sums, [block, plane, group, first], together, row, acc, first, alphas)
+                return
+            partial = [scratch((together * TILE_ROWS,)) for _ in acc]
+            for token in partial:
+                for tile in range(together):
+                    store(token, (tile * TILE_ROWS,), fsplat(0.0), TILE_ROWS)
+            with T.serial(0, chunks) as c:
+                self._chunk(sums, [block, plane, group * chunks + c, first], together, row, partial, 0, None)
+            for tile, alpha in enumerate(alphas):
+                for into, token in zip(acc, partial, strict=True):
+                    _add(into, first + tile, alpha * load(token, (tile * TILE_ROWS,), TILE_ROWS))
 
     def _chunk(
-        self, block: Any, plane: Any, chunk: Any, row: Any, acc: list[list[Any]], alphas: list[Any] | None
+        self, sums: Any, where: list[Any], together: int, row: Any, acc: list[Any], base: Any, alphas: Any
     ) -> None:
-        """Adds one chunk of columns, scaled to float, to ``acc``."""
-        steps = self.layout.chunk // STEP_COLUMNS
-        exact = self.spec.tables == "exact"
-        sums: Any = ExactSum(self.isa) if exact else tile_sum(self.isa)
-        tokens = len(acc)
-        sums.begin(tokens, TILES)
-        tables = [(self.table, row + t) for t in range(tokens)]
-        for s in range(steps):
-            step = chunk * steps + s
-            sums.step(self.keys, [block, plane, step], tables, step * (STEP_COLUMNS // MU))
-        bound = None if alphas is None else [T.Bind(a) for a in alphas]
-        for t in range(tokens):
-            scale = None if exact else T.Bind(splat(self.scale[row + t, chunk]))
-            for tile in range(TILES):
-                value = sums.integers(t, tile)
+        """Adds one chunk of columns, scaled to float, to the tiles of ``acc`` from ``base`` on."""
+        block, plane, chunk, first = where
+        steps = (self.layout.padded_group if self.exact else self.layout.chunk) // STEP_COLUMNS
+        tables = [(self.table, row + t) for t in range(len(acc))]
+        sums.begin(len(acc), together, steps)
+        with _loop(steps) as s:
+            step = T.Bind(chunk * steps + s)
+            sums.step(self.keys, [block, plane, step, first], tables, step * (STEP_COLUMNS // MU))
+        for t, into in enumerate(acc):
+            scale = None if self.exact else T.Bind(splat(self.scale[row + t, chunk]))
+            for tile in range(together):
+                value = sums.total(t, tile)
                 value = value if scale is None else T.Cast("float32x16", value) * scale
-                value = value if bound is None else bound[tile] * value
-                store(acc[t][tile], (0,), load(acc[t][tile], (0,), 16) + value, 16)
+                _add(into, base + tile, value if alphas is None else alphas[tile] * value)
 
-    def _add_offsets(self, block: Any, row: Any, acc: list[list[Any]]) -> None:
+    def _add_offsets(self, block: Any, row: Any, acc: list[Any]) -> None:
         steps = self.layout.padded_group // STEP_COLUMNS
         with T.serial(0, self.layout.groups) as g:
             zs = [T.Bind(to_float32(load(self.offsets, (block, g, tile * 16), 16))) for tile in range(TILES)]
@@ -252,16 +251,16 @@ class _SegmentEmitter:
                     put(total, (0,), total[0] + self.sums[row + t, g * steps + s])
                 wide = T.Bind(splat(total[0]))
                 for tile in range(TILES):
-                    store(token[tile], (0,), load(token[tile], (0,), 16) + zs[tile] * wide, 16)
+                    _add(token, tile, zs[tile] * wide)
 
-    def _store(self, block: Any, row: Any, acc: list[Any], bias: Any, out: Any) -> None:
+    def _store(self, block: Any, row: Any, acc: Any, bias: Any, out: Any) -> None:
         start, rows = self.segment.start, self.segment.rows
         relu = self.spec.activation[self.segment.output] == "relu"
         for tile in range(TILES):
             first = block * BLOCK_ROWS + tile * 16
 
             def whole(tile: int = tile, first: Any = first) -> None:
-                value = load(acc[tile], (0,), 16)
+                value = load(acc, (tile * 16,), 16)
                 if bias is not None:
                     value = value + load(bias, (start + first,), 16)
                 value = T.max(value, fsplat(0.0)) if relu else value
@@ -269,7 +268,7 @@ class _SegmentEmitter:
 
             def ragged(tile: int = tile, first: Any = first) -> None:
                 with T.serial(0, 16) as lane, T.If(first + lane < rows), T.Then():
-                    value = acc[tile][lane]
+                    value = acc[tile * 16 + lane]
                     if bias is not None:
                         value = value + bias[start + first + lane]
                     put(out, (row, start + first + lane), T.max(value, T.float32(0)) if relu else value)
@@ -282,6 +281,21 @@ class _SegmentEmitter:
                         whole()
                     with T.Else():
                         ragged()
+
+
+@contextmanager
+def _loop(extent: int) -> Iterator[Any]:
+    """A serial loop; a single pass needs none and keeps its index a constant."""
+    if extent == 1:
+        yield 0
+    else:
+        with T.serial(0, extent) as i:
+            yield i
+
+
+def _add(into: Any, tile: Any, value: Any) -> None:
+    """Adds float32x16 to one row tile of an accumulator of many."""
+    store(into, (tile * TILE_ROWS,), load(into, (tile * TILE_ROWS,), TILE_ROWS) + value, TILE_ROWS)
 
 
 def to_float32(value: Any) -> Any:

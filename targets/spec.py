@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-KernelIsa = Literal["avx512_vbmi", "avx2", "portable"]
+KernelIsa = Literal["avx512_vbmi", "avx2", "ssse3", "portable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,6 @@ TARGET = TargetSpec(
     cpu="x86-64-v2",
     llvm_features=(),
     cpu_flags=FLAGS,
-    kernel_isa="portable",
+    kernel_isa="ssse3",
     rank=20,
 )
