@@ -179,7 +179,7 @@ def _patterns(bits: int, offset: bool) -> tuple[Floats, Floats]:
     With an offset all 2^bits codes and a column of ones; without one, the half with b_1 = +1.
     """
     numbers = np.arange(0 if offset else 1 << (bits - 1), 1 << bits)
-    codes = ((numbers[:, None] >> np.arange(bits)[::-1]) & 1) * 2.0 - 1
+    codes: Floats = ((numbers[:, None] >> np.arange(bits)[::-1]) & 1).astype(np.float64) * 2 - 1
     if offset:
         codes = np.concatenate([codes, np.ones((len(codes), 1))], 1)
     pairs = (codes[:, :, None] * codes[:, None, :]).reshape(len(codes), -1).T
