@@ -19,6 +19,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from .errors import InputError, VerificationError
+from .generated import sinusoidal
 from .manifest import (
     FILE_NAME,
     SCHEMA,
@@ -61,8 +62,10 @@ class Artifact:
         return self.path / name
 
     def weights(self) -> dict[str, NDArray[Any]]:
-        """Read-only mapped views of all weights; every tensor that a function takes is there."""
+        """Read-only mapped views of all weights and the computed ones; all that functions take is there."""
         tensors = open_weights(self.file(self.manifest.weights.file), error=VerificationError)
+        for name, table in self.manifest.weights.generated.items():
+            tensors[name] = sinusoidal(table.rows, table.columns)
         for function, names in self.manifest.weights.parameters.items():
             for name in names:
                 if name not in tensors:

@@ -62,11 +62,20 @@ class IsaLevel(Part, frozen=True, kw_only=True):
     kernels: tuple[Text, ...]
 
 
+class Generated(Part, frozen=True, kw_only=True):
+    """A table that is computed at load instead of being stored."""
+
+    kind: Literal["sinusoidal"]
+    rows: Annotated[int, Meta(ge=1, le=1 << 20)]
+    columns: Annotated[int, Meta(ge=2, le=1 << 16)]
+
+
 class Weights(Part, frozen=True, kw_only=True):
-    """The weights file, and for each function the tensors it takes, in order."""
+    """The weights file, and for each function the tensors it takes, in order; some are computed."""
 
     file: Name
     parameters: dict[Name, tuple[Name, ...]]
+    generated: Annotated[dict[Name, Generated], Meta(max_length=64)] = msgspec.field(default_factory=dict)
 
 
 class BlockSize(Part, frozen=True, kw_only=True):

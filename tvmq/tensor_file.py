@@ -168,12 +168,14 @@ def _map(path: Path, error: type[TvmqError]) -> NDArray[np.uint8]:
             raise error(f"{path}: not a regular file")
         if info.st_size < 8:
             raise error(f"{path}: {info.st_size} bytes, too short for a safetensors file")
-        mapping = mmap.mmap(handle, info.st_size, access=mmap.ACCESS_READ)
+        mapping = mmap.mmap(handle, info.st_size, access=mmap.ACCESS_COPY)
     except OSError as exc:
         raise error(f"{path}: cannot be mapped ({exc.strerror})") from exc
     finally:
         os.close(handle)
-    return np.frombuffer(mapping, np.uint8)
+    view = np.frombuffer(mapping, np.uint8)
+    view.flags.writeable = False  # private pages: DLPack may hand them on, nothing writes the file
+    return view
 
 
 def _header_end(path: Path, data: NDArray[np.uint8], error: type[TvmqError]) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tvmq.errors import InputError
+from tvmq.generated import sinusoidal
 
 from . import ops
 from .family import TensorSource
@@ -179,11 +180,7 @@ class DecoderStep(_Graph):
 
 def position_table(config: MarianConfig) -> Tensor:
     """float32[max_positions, D]: sines in the first half of the columns, cosines in the second."""
-    d = config.d_model
-    columns = np.arange(d)
-    angles = np.arange(config.max_positions)[:, None] / np.power(10000, 2 * (columns // 2) / d)
-    table = np.concatenate([np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])], axis=1)
-    return torch.tensor(table.astype(np.float32))
+    return torch.from_numpy(sinusoidal(config.max_positions, config.d_model))
 
 
 def export(model: MarianModel) -> dict[str, ExportedProgram]:

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Relax functions of a translation model: encode, decode, and decode fused with the search's choice.
+
+``decode`` gives logits (tests, self-test); ``greedy`` and ``beam`` end in ``tvmq.argmax`` and
+``tvmq.topk``, so that only a few numbers leave the library per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from relay_passes.lower_search import ARGMAX, TOPK
+
+from .frontend import import_program
+
+BANNED = "banned"
+"""Stored name of the word ids that a search must not produce."""
+
+
+def translation_module(programs: Mapping[str, Any], banned: int) -> tvm.IRModule:
+    """One module with ``encode``, ``decode``, ``greedy`` and ``beam``.
+
+    Args:
+        programs: exported "encode" and "decode".
+        banned: how many word ids the search leaves out.
+    """
+    module = tvm.IRModule()
+    for name, program in programs.items():
+        module.update(import_program(program, name))
+    decode = module["decode"]
+    module.update(tvm.IRModule({"greedy": _with_search(decode, "greedy", ARGMAX, banned)}))
+    module.update(tvm.IRModule({"beam": _with_search(decode, "beam", TOPK, banned)}))
+    return module
+
+
+def _with_search(decode: Any, name: str, symbol: str, banned: int) -> Any:
+    """A copy of ``decode`` that ends in a search operator.
+
+    ``beam`` takes one more input, a shape (k,), and returns (log-probabilities, ids), both [m, k].
+    """
+    function = relax.utils.copy_with_new_vars(decode)
+    inputs = int(decode.attrs["num_input"])
+    params = list(function.params)
+    logits = function.body.body
+    rows = logits.ty.shape[0]
+    forbidden = relax.Var(BANNED, relax.TensorType([banned], "int32"))
+    if symbol == TOPK:
+        k = tvm.tirx.Var("k", "int64")
+        params.insert(inputs, relax.Var("count", relax.ShapeType([k])))
+        inputs += 1
+        out: Any = [relax.TensorType([rows, k], "float32"), relax.TensorType([rows, k], "int32")]
+    else:
+        out = relax.TensorType([rows], "int32")
+    call = relax.op.call_dps_packed(symbol, [logits, forbidden], out)
+    result = relax.Var("found", relax.TupleType(out) if isinstance(out, list) else out)
+    last = relax.BindingBlock([relax.VarBinding(result, call)])
+    body = relax.SeqExpr([*function.body.blocks, last], result)
+    searched = relax.Function([*params, forbidden], body, result.ty, is_pure=True)
+    attrs = {"num_input": inputs, "global_symbol": name}
+    return relax.transform.ConvertToDataflow(min_size=1)(tvm.IRModule({name: searched.with_attrs(attrs)}))[name]

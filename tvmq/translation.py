@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Executes an encoder-decoder artifact under the search protocol: caches, ancestry, bound steps.
+
+Sentences are encoded without padding. Decoder caches are written in place; which slot holds which step
+of a hypothesis is kept in an ancestry table, so that reordering beams copies no cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .artifact import Artifact
+from .vm import Machine, aligned, as_numpy
+
+Ids = NDArray[np.int32]
+
+
+class TranslationModel:
+    """A loaded library with its weights; ``begin`` starts the decoding of a batch."""
+
+    def __init__(self, artifact: Artifact, library: str) -> None:
+        manifest = artifact.manifest
+        self.machine = Machine(artifact.file(library))
+        arrays = artifact.weights()
+        self._tensors = {name: self.machine.tensor(_usable(array)) for name, array in arrays.items()}
+        self._parameters = manifest.weights.parameters
+        self.width = int(manifest.architecture["d_model"])
+        self.layers = int(manifest.architecture["decoder_layers"])
+        self.vocabulary = int(manifest.architecture["vocab"])
+        self.start_id = int(manifest.generation["decoder_start_token_id"])  # type: ignore[arg-type]
+        self._caches: list[NDArray[np.float32]] = []
+        self._cache_shape = (0, 0)
+
+    def weights(self, function: str) -> list[Any]:
+        """The stored arguments of a function, in order."""
+        return [self._tensors[name] for name in self._parameters[function]]
+
+    def caches(self, slots: int, steps: int) -> list[NDArray[np.float32]]:
+        """Key and value caches [slots, steps, width] of every layer; kept for the next batch if they fit."""
+        if self._cache_shape[0] < slots or self._cache_shape[1] != steps:
+            self._cache_shape = (slots, steps)
+            self._caches = [aligned((slots, steps, self.width), np.float32) for _ in range(2 * self.layers)]
+        return self._caches
+
+    def encode(self, sources: Sequence[Sequence[int]]) -> tuple[list[Any], Ids]:
+        """(keys and values of the memory for every decoder layer, offsets of the sentences)."""
+        lengths = [len(source) for source in sources]
+        ids, positions = aligned((sum(lengths),), np.int32), aligned((sum(lengths),), np.int32)
+        offsets = aligned((len(lengths) + 1,), np.int32)
+        offsets[1:] = np.cumsum(lengths)
+        ids[:] = np.concatenate([np.asarray(source, np.int32) for source in sources])
+        positions[:] = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+        inputs = [self.machine.tensor(a) for a in (ids, positions, offsets)]
+        return list(self.machine.call("encode", [*inputs, *self.weights("encode")])), offsets
+
+    def begin(self, sources: Sequence[Sequence[int]], *, rows: int, steps: int) -> TranslationSession:
+        """Encodes ``sources`` and prepares up to ``rows`` hypotheses of up to ``steps`` tokens."""
+        memory, offsets = self.encode(sources)
+        return TranslationSession(self, memory, offsets, rows, steps)
+
+
+class TranslationSession:
+    """Decoding of one batch; ``step`` and ``greedy_step`` follow ``tvmq.search``."""
+
+    def __init__(
+        self, model: TranslationModel, memory: list[Any], offsets: Ids, rows: int, steps: int
+    ) -> None:
+        self._model, self._machine = model, model.machine
+        self._tokens, self._places, self._sentences = (aligned((rows,), np.int32) for _ in range(3))
+        self._ancestry = aligned((rows, steps), np.int32)
+        self._slots = np.arange(rows, dtype=np.int32)
+        caches = model.caches(rows, steps)
+        self._shared = [self._machine.tensor(a) for a in (offsets, *caches)] + memory
+        self._bound: dict[tuple[str, int, int], Any] = {}
+        self._position = 0
+
+    def logits(self, tokens: Ids, parents: Ids, sentences: Ids) -> NDArray[np.float32]:
+        """One step for each row: float32[m, V] in word order."""
+        return as_numpy(self._run("decode", tokens, parents, sentences))
+
+    def greedy_step(self, tokens: Ids, parents: Ids, sentences: Ids) -> Ids:
+        """The best next token but padding of each row, int32[m]."""
+        return as_numpy(self._run("greedy", tokens, parents, sentences))
+
+    def step(self, tokens: Ids, parents: Ids, sentences: Ids, k: int) -> tuple[NDArray[np.float32], Ids]:
+        """The k best next tokens but padding: (log-probabilities, ids), both [m, k], best first."""
+        scores, ids = self._run("beam", tokens, parents, sentences, k)
+        return as_numpy(scores), as_numpy(ids)
+
+    def _run(self, function: str, tokens: Ids, parents: Ids, sentences: Ids, k: int = 0) -> Any:
+        m = len(tokens)
+        self._tokens[:m] = tokens
+        self._places[:m] = self._position
+        if self._position:
+            past = self._ancestry[:, : self._position]
+            if parents is not sentences and not np.array_equal(parents, self._slots[:m]):
+                past[:m] = past[parents]
+            past[:m, -1] = parents
+        self._position += 1
+        bound = self._bound.get((function, m, k))
+        if bound is None or self._rows_changed(sentences):
+            self._sentences[:m] = sentences
+            bound = self._bind(function, m, k)
+        return bound()
+
+    def _rows_changed(self, sentences: Ids) -> bool:
+        return not np.array_equal(self._sentences[: len(sentences)], sentences)
+
+    def _bind(self, function: str, m: int, k: int) -> Any:
+        """The function over the first m rows of the buffers."""
+        key = (function, m, k)
+        if key not in self._bound:
+            rows = [self._machine.tensor(a[:m]) for a in (self._tokens, self._places, self._sentences)]
+            inputs = [*rows, self._machine.tensor(self._ancestry[:m]), *self._shared]
+            if function == "beam":
+                inputs.append(self._machine.shape(k))
+            arguments = [*inputs, *self._model.weights(function)]
+            self._bound[key] = self._machine.bind(function, f"{function}_{m}_{k}", arguments)
+        return self._bound[key]
+
+
+def _usable(array: NDArray[Any]) -> NDArray[Any]:
+    """The array itself if kernels can read it in place, else an aligned copy."""
+    if array.ctypes.data % 64 == 0 and array.flags.c_contiguous:
+        return array
+    copy = aligned(array.shape, array.dtype)
+    copy[...] = array
+    return copy

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs an artifact's library on TVM's Relax VM, without importing ``tvm``, torch or transformers.
+
+Only the VM's runtime library and the ``tvm_ffi`` binding are loaded. Functions are bound to their
+weights and buffers once (a VM closure), so that a decode step passes no arguments.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import MissingToolError
+
+CPU = 1
+POOLED_ALLOCATOR = 2
+ALIGNMENT = 64
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """tvm_ffi imports torch if it finds it, which costs a second and 200 MB; the runtime needs none of it."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+@cache
+def ffi() -> Any:
+    """The ``tvm_ffi`` module with the VM's runtime registered in it."""
+    os.environ.setdefault("TVM_BIND_THREADS", "0")  # do not pin the caller's threads
+    try:
+        with _without_torch():
+            import tvm_ffi
+    except ImportError as error:
+        raise MissingToolError(f"apache-tvm-ffi cannot be imported ({error}); reinstall tvmq") from error
+    spec = importlib.util.find_spec("tvm")
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    library = next((p for d in places if (p := Path(d) / "lib" / "libtvm_runtime.so").is_file()), None)
+    if library is None:
+        raise MissingToolError("libtvm_runtime.so of apache-tvm was not found; reinstall apache-tvm")
+    ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    return tvm_ffi
+
+
+def set_threads(count: int) -> None:
+    """Number of threads that parallel kernels use, for the whole process."""
+    ffi().get_global_func("runtime.config_threadpool")(1, count)
+
+
+def aligned(shape: Sequence[int], dtype: Any) -> NDArray[Any]:
+    """Zeros on a 64-byte boundary; pages are only touched when written."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+class Machine:
+    """One virtual machine over one library. Not for use by two threads at once."""
+
+    def __init__(self, library: Path) -> None:
+        self._ffi = ffi()
+        self._vm = self._ffi.load_module(str(library))["vm_load_executable"]()
+        self._vm["vm_initialization"](CPU, 0, POOLED_ALLOCATOR, CPU, 0, POOLED_ALLOCATOR)
+        self._save = self._vm["save_function"]
+
+    def tensor(self, array: NDArray[Any]) -> Any:
+        """``array`` as the VM sees it, sharing memory.
+
+        Raises:
+            ValueError: the array is not on a 64-byte boundary (kernels would crash).
+        """
+        if array.ctypes.data % ALIGNMENT or not array.flags.c_contiguous:
+            raise ValueError("a kernel's buffer must be contiguous and 64-byte aligned")
+        if not array.flags.writeable:
+            array = array.view()
+            array.flags.writeable = True
+        return self._ffi.from_dlpack(array)
+
+    def shape(self, *extents: int) -> Any:
+        return self._ffi.Shape(list(extents))
+
+    def bind(self, function: str, name: str, arguments: Sequence[Any]) -> Any:
+        """``function`` with all its arguments fixed, callable without any."""
+        self._save(function, name, 1, *arguments)
+        return self._vm[name]
+
+    def call(self, function: str, arguments: Sequence[Any]) -> Any:
+        return self._vm[function](*arguments)
+
+
+def as_numpy(tensor: Any) -> NDArray[Any]:
+    """A VM tensor as an array over the same memory."""
+    return np.from_dlpack(tensor)
