@@ -81,7 +81,8 @@ class Avx2Exact:
             folded = T.Bind(T.bitwise_xor(dwords, flips))
             for g, nibble in enumerate(NIBBLE_OF_GROUP):
                 index = T.Bind(T.shift_right(folded, isplat(4 * nibble, 8)))
-                sign = T.Bind(T.bitwise_and(T.shift_left(tops, isplat(28 - 4 * nibble, 8)), isplat(-(2**31), 8)))
+                raised = T.shift_left(tops, isplat(28 - 4 * nibble, 8))
+                sign = T.Bind(T.bitwise_and(raised, isplat(-(2**31), 8)))
                 for token, (buffer, row) in enumerate(tables):
                     half = load(buffer, (row, group + g, 0), self._HALF)
                     found = T.call_llvm_pure_intrin("float32x8", "llvm.x86.avx2.permps", half, index)

@@ -130,12 +130,12 @@ class PairSums:
 
     def rows(self, token: int, tile: int, bias: int) -> list[Any]:
         """Two int32x8: the sums of even and of odd bytes over all 16-byte lanes, without the bias."""
-        pairs, odds = (T.Bind(load(kind[token][tile], (0,), self._lanes)) for kind in (self._pairs, self._odds))
+        kinds = (self._pairs, self._odds)
+        pairs, odds = (T.Bind(load(kind[token][tile], (0,), self._lanes)) for kind in kinds)
         even = T.Bind(pairs - T.shift_left(odds, T.broadcast(T.uint16(8), self._lanes)))
         wide = []
         for part in (even, odds):
-            total: Any = T.int32(-bias)
-            total = splat(total, 8)
+            total: Any = isplat(-bias, 8)
             for start in range(0, self._lanes, 8):
                 lanes = part if self._lanes == 8 else shuffle([part], range(start, start + 8))
                 total = total + T.Cast("int32x8", lanes)
@@ -153,9 +153,8 @@ def _nibbles(packed: Any, lanes: int) -> tuple[Any, Any]:
 
 def _biased(buffer: Any, row: Any, group: Any, lanes: int) -> Any:
     """``lanes`` table bytes from a column group on, as unsigned bytes."""
-    return T.Bind(
-        T.bitwise_xor(as_type(load(buffer, (row, group, 0), lanes), f"uint8x{lanes}"), splat(T.uint8(128), lanes))
-    )
+    signed = as_type(load(buffer, (row, group, 0), lanes), f"uint8x{lanes}")
+    return T.Bind(T.bitwise_xor(signed, splat(T.uint8(128), lanes)))
 
 
 BYTES_BY_GROUP = (0x0C080400, 0x0D090501, 0x0E0A0602, 0x0F0B0703)
@@ -248,8 +247,11 @@ class Ssse3Sum:
             for q in (0, 2)
             for h in range(2)
         ]
-        groups = [shuffle([pairs[h], pairs[2 + h]], [2 * e, 2 * e + 1, 2 * e + 4, 2 * e + 5]) for h in range(2) for e in range(2)]
-        return [T.Bind(as_type(g, "uint8x16")) for g in groups]
+        return [
+            T.Bind(as_type(shuffle([pairs[h], pairs[2 + h]], lanes), "uint8x16"))
+            for h in range(2)
+            for lanes in ((0, 1, 4, 5), (2, 3, 6, 7))
+        ]
 
     def total(self, token: int, tile: int) -> Any:
         wide = self._sums.rows(token, tile, 128 * GROUPS * self._steps)

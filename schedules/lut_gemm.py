@@ -22,9 +22,11 @@ from .intrin_x86 import TILES, tile_sum
 from .lut_table import ENTRIES, Tables, table_dtype
 from .lut_table import reference as table_reference
 from .packing import BLOCK_ROWS, MU, STEP_COLUMNS, TILE_ROWS, BitPlanes, ColumnLayout, row_blocks
-from .tir import KernelBuilder, T, body, fsplat, load, put, scratch, splat, store
+from .tir import KernelBuilder, T, body, fsplat, half_to_float, load, put, scratch, splat, store
 
-TOKEN_TILES = (4, 2, 1)
+TOKEN_TILES = (4, 1)
+"""Two and three tokens run one by one: a tile of 2 would gain them 15 % for half as much code again."""
+NO_F16C = ("ssse3", "portable")
 PARALLEL_BYTES = 1 << 19
 """Keys that a call must read before its row blocks are spread over threads."""
 
@@ -165,7 +167,7 @@ def _segment_params(kernel: KernelBuilder, spec: LutSpec, index: int) -> tuple[A
 
 
 class _SegmentEmitter:
-    """Emits the loops of one segment: row blocks, then tokens in tiles of 4, 2 and 1."""
+    """Emits the loops of one segment: row blocks, then tokens in tiles of 4 and 1."""
 
     def __init__(self, spec: LutSpec, segment: Segment, isa: str, tables: Any, buffers: Any) -> None:
         self.spec, self.segment, self.isa = spec, segment, isa
@@ -205,9 +207,9 @@ class _SegmentEmitter:
         chunks = 1 if self.exact else self.layout.chunks // self.layout.groups
         with _loop(TILES // together) as part:
             first = part * together
+            rows = [(first + tile) * TILE_ROWS for tile in range(together)]
             alphas = [
-                T.Bind(to_float32(load(self.scales, (block, plane, group, (first + tile) * TILE_ROWS), 16)))
-                for tile in range(together)
+                T.Bind(self._float32(load(self.scales, (block, plane, group, at), TILE_ROWS))) for at in rows
             ]
             if chunks == 1:
                 self._chunk(sums, [block, plane, group, first], together, row, acc, first, alphas)
@@ -243,7 +245,10 @@ class _SegmentEmitter:
     def _add_offsets(self, block: Any, row: Any, acc: list[Any]) -> None:
         steps = self.layout.padded_group // STEP_COLUMNS
         with T.serial(0, self.layout.groups) as g:
-            zs = [T.Bind(to_float32(load(self.offsets, (block, g, tile * 16), 16))) for tile in range(TILES)]
+            zs = [
+                T.Bind(self._float32(load(self.offsets, (block, g, tile * TILE_ROWS), 16)))
+                for tile in range(TILES)
+            ]
             for t, token in enumerate(acc):
                 total = scratch((1,))
                 put(total, (0,), T.float32(0))
@@ -252,6 +257,12 @@ class _SegmentEmitter:
                 wide = T.Bind(splat(total[0]))
                 for tile in range(TILES):
                     _add(token, tile, zs[tile] * wide)
+
+    def _float32(self, value: Any) -> Any:
+        """16 scales or offsets as float32."""
+        if self.segment.scale_dtype == "float32":
+            return value
+        return half_to_float(value, 16) if self.isa in NO_F16C else T.Cast("float32x16", value)
 
     def _store(self, block: Any, row: Any, acc: Any, bias: Any, out: Any) -> None:
         start, rows = self.segment.start, self.segment.rows
@@ -298,11 +309,4 @@ def _add(into: Any, tile: Any, value: Any) -> None:
     store(into, (tile * TILE_ROWS,), load(into, (tile * TILE_ROWS,), TILE_ROWS) + value, TILE_ROWS)
 
 
-def to_float32(value: Any) -> Any:
-    """float16x16 or float32x16 as float32x16."""
-    if str(value.ty.dtype if hasattr(value, "ty") else value.dtype).startswith("float16"):
-        return T.Cast("float32x16", value)
-    return value
-
-
-__all__ = ["LutSpec", "Segment", "integer_reference", "lut_gemm", "reference", "to_float32"]
+__all__ = ["LutSpec", "Segment", "integer_reference", "lut_gemm", "reference"]

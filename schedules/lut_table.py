@@ -21,6 +21,8 @@ Tables = Literal["int8", "exact"]
 ENTRIES = 1 << MU
 GROUPS_PER_STEP = STEP_COLUMNS // MU
 INT8_LIMIT = 127.0
+SMALLEST_PEAK = 2.0**-100
+"""Chunks without a larger sum get a table of zeros: the inverse of a subnormal would be infinite."""
 
 
 def reference(
@@ -52,7 +54,8 @@ def reference(
     total = ((absolute[..., 0] + absolute[..., 1]) + absolute[..., 2]) + absolute[..., 3]
     peak = total.reshape(m, layout.chunks, layout.chunk // MU).max(axis=2)
     scale = (peak * np.float32(1.0 / INT8_LIMIT)).astype(np.float32)
-    inverse = np.where(peak > 0, np.float32(INT8_LIMIT) / np.where(peak > 0, peak, 1), 0).astype(np.float32)
+    some = peak > SMALLEST_PEAK
+    inverse = np.where(some, np.float32(INT8_LIMIT) / np.where(some, peak, 1), 0).astype(np.float32)
     wide = np.repeat(inverse, layout.chunk // MU, axis=1)[:, :, None]
     return np.rint(entries * wide).astype(np.int8), scale, sums
 
@@ -119,7 +122,7 @@ def _emit_chunk(
     if tables == "int8":
         top = T.Bind(tree_reduce(load(peak, (0,), 8), 8, T.max))
         put(scale, (row, chunk), top * T.float32(1.0 / INT8_LIMIT))
-        safe = T.if_then_else(top > T.float32(0), T.float32(INT8_LIMIT) / top, T.float32(0))
+        safe = T.if_then_else(top > T.float32(SMALLEST_PEAK), T.float32(INT8_LIMIT) / top, T.float32(0))
         inverse = T.Bind(splat(T.Bind(safe)))
     else:
         put(scale, (row, chunk), T.float32(1))

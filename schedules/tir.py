@@ -111,6 +111,19 @@ def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
     return tirx.Shuffle(list(vectors), [tirx.IntImm("int32", lane) for lane in lanes])
 
 
+def half_to_float(value: Expr, lanes: int) -> Expr:
+    """Finite float16 lanes as float32 in integer arithmetic, for CPUs without F16C.
+
+    LLVM would call a function per lane there. Exponents are rebiased by a product, which is exact for
+    subnormal halves too.
+    """
+    bits = T.Bind(T.Cast(f"int32x{lanes}", as_type(value, f"uint16x{lanes}")))
+    sign = T.shift_left(T.bitwise_and(bits, isplat(0x8000, lanes)), isplat(16, lanes))
+    magnitude = T.shift_left(T.bitwise_and(bits, isplat(0x7FFF, lanes)), isplat(13, lanes))
+    scaled = T.Bind(as_type(magnitude, f"float32x{lanes}") * fsplat(2.0**112, lanes))
+    return as_type(T.bitwise_or(as_type(scaled, f"int32x{lanes}"), sign), f"float32x{lanes}")
+
+
 def intrinsic(dtype: str, name: str, *args: Expr) -> Expr:
     """A pure LLVM intrinsic; an unknown name is an error (TVM would emit intrinsic 0)."""
     from tvm.target import codegen
