@@ -8,6 +8,7 @@ the width)^2 x sensitivity of the block x share of the block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -99,7 +100,7 @@ def mix_bits(
     if not len(fitting) or average > high + TOLERANCE:
         raise UsageError(
             f"{average:g} bits per weight cannot be reached: this model and these settings reach "
-            f"{low:.2f} to {high:.2f}, counting scales"
+            f"{math.ceil(low * 100) / 100:.2f} to {math.floor(high * 100) / 100:.2f}, counting scales"
         )
     budget = average * weights / 8 - fixed_bytes
     return _by_tensor(units, _spend(units, path, int(fitting[-1]), budget))

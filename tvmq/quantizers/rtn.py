@@ -97,7 +97,7 @@ def _solve(groups: NDArray[np.float32], bits: int, offset: bool, scale_dtype: Sc
     half_step = stored((high - low) / top / 2, scale_dtype)
     centre = stored((high + low) / 2, scale_dtype)
     inverse = np.zeros(len(groups), np.float64)
-    np.divide(0.5, half_step, out=inverse, where=half_step > 0)
+    np.divide(0.5, half_step.astype(np.float64), out=inverse, where=half_step > 0)
     position = (groups - centre.astype(np.float64)[:, None]) * inverse[:, None] + top / 2
     codes = np.clip(np.rint(position), 0, top).astype(np.uint8)
     return SolvedGroups(
