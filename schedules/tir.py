@@ -77,7 +77,7 @@ def load(buffer: Buffer, indices: Sequence[Expr], lanes: int) -> Expr:
 def store(buffer: Buffer, indices: Sequence[Expr], value: Expr, lanes: int) -> None:
     """Writes ``lanes`` consecutive elements starting at ``indices``."""
     *outer, last = indices
-    T.buffer_store(buffer, value, [*outer, T.ramp(last, 1, lanes)])
+    T.buffer_store(buffer, value, [*outer, T.ramp(last, 1, lanes) if lanes > 1 else last])
 
 
 def put(buffer: Buffer, indices: Sequence[Expr], value: Expr) -> None:
@@ -90,15 +90,15 @@ def vec(dtype: str, lanes: int) -> str:
 
 
 def splat(value: Expr, lanes: int = LANES) -> Expr:
-    return T.broadcast(value, lanes)
+    return T.broadcast(value, lanes) if lanes > 1 else value
 
 
 def fsplat(value: float, lanes: int = LANES) -> Expr:
-    return T.broadcast(T.float32(value), lanes)
+    return splat(T.float32(value), lanes)
 
 
 def isplat(value: int, lanes: int = LANES) -> Expr:
-    return T.broadcast(T.int32(value), lanes)
+    return splat(T.int32(value), lanes)
 
 
 def as_type(value: Expr, dtype: str) -> Expr:

@@ -46,7 +46,9 @@ class Case:
     planes: list[BitPlanes]
     biases: list[NDArray[np.float32] | None]
 
-    def arguments(self, table: NDArray, scale: NDArray, sums: NDArray, *, unit: bool = False) -> list[NDArray]:
+    def arguments(
+        self, table: NDArray, scale: NDArray, sums: NDArray, *, unit: bool = False
+    ) -> list[NDArray]:
         """Kernel inputs; ``unit`` makes every scale 1 and every offset and bias 0."""
         arrays: list[NDArray] = [table, np.ones_like(scale) if unit else scale, sums]
         for planes in self.planes:
@@ -211,7 +213,9 @@ def test_subnormal_and_largest_half_scales(build: Any, kernel_level: Any, weight
 
 def test_segments_must_agree_on_columns() -> None:
     def segment(group: int) -> Segment:
-        return Segment(rows=1, bits=1, group_size=group, offset=False, scale_dtype="float16", output=0, start=0)
+        return Segment(
+            rows=1, bits=1, group_size=group, offset=False, scale_dtype="float16", output=0, start=0
+        )
 
     def spec(*groups: int) -> LutSpec:
         return LutSpec(
@@ -225,5 +229,7 @@ def test_segments_must_agree_on_columns() -> None:
 
 @pytest.mark.parametrize("factory", [tile_sum, exact_sum])
 def test_unknown_isa(factory: Any) -> None:
-    with pytest.raises(ValueError, match="no table kernel for 'neon'; known: avx512_vbmi, avx2, ssse3, portable"):
+    with pytest.raises(
+        ValueError, match="no table kernel for 'neon'; known: avx512_vbmi, avx2, ssse3, portable"
+    ):
         factory("neon")

@@ -40,7 +40,7 @@ def bit_planes(draw: st.DrawFn) -> BitPlanes:
 
 
 def unpack_keys(keys: NDArray[np.uint8], planes: BitPlanes) -> NDArray[np.uint8]:
-    """Key bytes back to bits [bits, padded rows, groups, padded group], straight from the documented layout."""
+    """Key bytes back to bits [bits, padded rows, groups, padded group], from the documented layout."""
     blocks, bits, steps, _, _ = keys.shape
     out = np.zeros((bits, blocks * 64, steps * 32), np.uint8)
     for j in range(64):
@@ -131,7 +131,10 @@ def small(**changes: object) -> BitPlanes:
     [
         ({"group_size": 4}, "group size 4 does not divide 10 columns"),
         ({"group_size": 0}, "group size 0 does not divide"),
-        ({"planes": np.zeros((2, 3, 3), np.uint8)}, r"planes are uint8\(2, 3, 3\), expected uint8\(2, 3, 2\)"),
+        (
+            {"planes": np.zeros((2, 3, 3), np.uint8)},
+            r"are uint8\(2, 3, 3\), expected uint8\(2, 3, 2\)",
+        ),
         ({"planes": np.zeros((2, 3, 2), np.int8)}, "planes are int8"),
         ({"scales": np.zeros((2, 3, 1), np.float16)}, r"scales are \(2, 3, 1\), expected \(2, 3, 2\)"),
         ({"scales": np.zeros((1, 3, 2), np.float16)}, "scales are"),
