@@ -68,11 +68,20 @@ class _SearchLowering(Lowering):
 
     def _storage_order(self, logits: Any) -> tuple[Any, str]:
         """(logits in storage order, tensor whose order it is) behind a take by rank, else as they are."""
-        value = self.lookup_binding(logits)
+        value = self._origin(logits)
         if getattr(getattr(value, "op", None), "name", "") != "relax.take":
             return logits, ""
-        index = self.lookup_binding(value.args[1])
+        index = self._origin(value.args[1])
         if getattr(getattr(index, "op", None), "name", "") != "relax.astype":
             return logits, ""
         name = str(getattr(index.args[0], "name", ""))
         return (value.args[0], name.removesuffix(":rank")) if name.endswith(":rank") else (logits, "")
+
+    def _origin(self, expr: Any) -> Any:
+        """What a variable is bound to, through plain renamings."""
+        while isinstance(expr, relax.Var):
+            value = self.lookup_binding(expr)
+            if value is None:
+                return expr
+            expr = value
+        return expr

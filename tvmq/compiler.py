@@ -4,25 +4,29 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from relay_passes.bit_plan import BitPlan, WordBits, encode_plan, plan_hash
+from relay_passes.bit_plan import BitPlan, encode_plan, plan_hash
 from relay_passes.fold_transpose import transposed_tensors
 from schedules.lut_table import Tables
-from targets import detect_host, get_target, resolve_targets
-from targets.spec import TargetSpec
 
-from . import __version__, build, pipeline, selftest
-from .artifact import Bits, BlockSize, IsaLevel, Manifest, Model, RowBits, Versions, Weights, write_artifact, write_weights
+from . import build, pipeline, selftest
+from .artifact import Bits, IsaLevel, Manifest, Model, Weights, write_artifact, write_weights
+from .assembly import (
+    WEIGHTS_FILE,
+    Clock,
+    CompileReport,
+    best_level,
+    build_libraries,
+    pick_levels,
+    stored_bits,
+    tool_versions,
+)
 from .checkpoint import Checkpoint
-from .errors import UsageError
 from .families import Family, get_family
 from .graphs import BANNED, translation_module
 from .manifest import Generated
@@ -32,37 +36,7 @@ from .store import atomic_dir
 from .tokenizer import MarianTokenizer
 from .weights import collect
 
-WEIGHTS_FILE = "weights.safetensors"
 POSITIONS = "positions"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompileReport:
-    """What was written, and the seconds that each phase took."""
-
-    output: Path
-    manifest: Manifest
-    seconds: dict[str, float]
-
-
-class _Clock:
-    """Names the running phase for progress and keeps its duration."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-        self._phase, self._start = "", time.perf_counter()
-
-    def start(self, phase: str) -> None:
-        self.stop()
-        self._phase, self._start = phase, time.perf_counter()
-        self._progress(phase, 0, 1)
-
-    def stop(self) -> None:
-        if self._phase:
-            self.seconds[self._phase] = round(time.perf_counter() - self._start, 3)
-            self._progress(self._phase, 1, 1)
-        self._phase = ""
 
 
 def compile_checkpoint(
@@ -93,9 +67,9 @@ def compile_checkpoint(
     Raises:
         TvmqError: model, plan, target or output cannot be used.
     """
-    levels = _levels(target, isa_levels)
+    levels = pick_levels(target, isa_levels)
     build.find_linker()
-    clock = _Clock(progress)
+    clock = Clock(progress)
     with atomic_dir(output, force, inputs=[model]) as staging:
         clock.start("read")
         checkpoint = Checkpoint.open(model)
@@ -108,24 +82,16 @@ def compile_checkpoint(
         if dump_ir is not None:
             dump_ir.mkdir(parents=True, exist_ok=True)
         banned = np.array([config.pad_id], np.int32)
-        graphs = translation_module(family.export(loaded), len(banned))
+        graphs = translation_module(family.export(loaded), len(banned), _beams(checkpoint))
         clock.start("quantize")
         quantized = quantize_model(checkpoint, plan, checkpoint.frequencies(), progress)
         clock.start("lower")
         common = pipeline.run(graphs, pipeline.common_phases(plan), levels[0].to_tvm(), dump_ir)
-        libraries, parameters = [], {}
-        for level in levels:
-            clock.start(f"build {level.name}")
-            lowered = build.lower(common, plan, level, tables, dump_ir)
-            parameters = build.parameter_names(lowered)
-            library = f"lib/{level.name}.so"
-            (staging / "lib").mkdir(exist_ok=True)
-            build.link(lowered, level, staging / library)
-            libraries.append(_isa_level(level, library, build.kernel_names(lowered)))
+        libraries = build_libraries(common, staging, plan, levels, tables, dump_ir, clock)
         clock.start("pack")
         state = loaded.state_dict()
         arrays = collect(
-            {name for names in parameters.values() for name in names if name != POSITIONS},
+            {name for names in libraries.parameters.values() for name in names if name != POSITIONS},
             quantized,
             lambda name: state[name].numpy(),
             transposed_tensors(common),
@@ -137,39 +103,18 @@ def compile_checkpoint(
         rows, columns = loaded.positions.shape
         weights = Weights(
             file=WEIGHTS_FILE,
-            parameters=parameters,
+            parameters=libraries.parameters,
             generated={POSITIONS: Generated(kind="sinusoidal", rows=rows, columns=columns)},
         )
+        bits = stored_bits(family.tensors(config), plan, arrays)
         manifest = _manifest(
-            checkpoint, family, config, plan, tables, target, libraries, weights, _bits(family, config, plan, arrays)
+            checkpoint, family, config, plan, tables, target, libraries.levels, weights, bits
         )
         clock.start("self-test")
-        selftest.record(staging, manifest, _self_test_level(levels))
+        selftest.record(staging, manifest, best_level(levels))
         written = write_artifact(staging, manifest)
         clock.stop()
     return CompileReport(output=output, manifest=written, seconds=clock.seconds)
-
-
-def _levels(target: str, names: Sequence[str] | None) -> tuple[TargetSpec, ...]:
-    try:
-        levels = tuple(get_target(n) for n in names) if names else resolve_targets(target)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    if len({level.name for level in levels}) != len(levels):
-        raise UsageError("an ISA level is named twice")
-    return tuple(sorted(levels, key=lambda level: level.rank))
-
-
-def _self_test_level(levels: Sequence[TargetSpec]) -> str | None:
-    """The best compiled level that this machine runs; None when cross-compiling."""
-    compiled = {level.name for level in levels}
-    return next((name for name in detect_host() if name in compiled), None)
-
-
-def _isa_level(level: TargetSpec, library: str, kernels: tuple[str, ...]) -> IsaLevel:
-    return IsaLevel(
-        name=level.name, library=library, features=tuple(sorted(level.cpu_flags)), kernels=kernels
-    )
 
 
 def _copy_tokenizer(tokenizer: MarianTokenizer, folder: Path) -> None:
@@ -197,7 +142,7 @@ def _manifest(
     generation = checkpoint.generation
     limit = int(generation.get("max_length") or config.max_positions)
     return Manifest(
-        versions=Versions(tool=__version__, tvm=version("apache-tvm"), llvm=_llvm_version()),
+        versions=tool_versions(),
         family=family.name,
         model=Model(
             name=checkpoint.path.name,
@@ -225,7 +170,7 @@ def _manifest(
             "pad_token_id": config.pad_id,
             "decoder_start_token_id": config.start_id,
             "forced_eos_token_id": config.forced_eos_id,
-            "num_beams": int(generation.get("num_beams") or 1),
+            "num_beams": _beams(checkpoint),
             "length_penalty": float(generation.get("length_penalty") or 1.0),
             "max_new_tokens": max(1, min(limit, config.max_positions) - 1),
         },
@@ -233,10 +178,8 @@ def _manifest(
     )
 
 
-def _llvm_version() -> str:
-    from tvm.target.codegen import llvm_version_major
-
-    return str(llvm_version_major())
+def _beams(checkpoint: Checkpoint) -> int:
+    return int(checkpoint.generation.get("num_beams") or 1)
 
 
 def _licence(folder: Path) -> str:
@@ -247,30 +190,3 @@ def _licence(folder: Path) -> str:
             lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             return lines[0].lstrip("# ").strip()[:200] if lines else name
     return "not stated by the model folder"
-
-
-def _bits(family: Family, config: Any, plan: BitPlan, arrays: dict[str, np.ndarray]) -> Bits:
-    """Sizes as they ship: every byte of the weights file's arrays, row padding and orders included."""
-    blocks: dict[str, list[int]] = {}
-    infos = family.tensors(config)
-    for info in infos:
-        prefix = f"{info.name}:"
-        stored = sum(a.nbytes for name, a in arrays.items() if name.startswith(prefix))
-        entry = blocks.setdefault(info.block, [0, 0])
-        entry[0] += stored
-        entry[1] += info.shape[0] * info.shape[1]
-    planned = sum(count for _, count in blocks.values())
-    others = sum(a.nbytes for name, a in arrays.items() if ":" not in name)
-    total = sum(a.nbytes for a in arrays.values())
-    words = [entry for entry in plan.entries() if isinstance(entry, WordBits)]
-    return Bits(
-        bits_per_weight=round((total - others) * 8 / planned, 4),
-        size_bytes=total,
-        fp32_bytes=4 * planned + others,
-        ratio=round((4 * planned + others) / total, 3),
-        blocks=tuple(
-            BlockSize(name=name, bits=round(stored * 8 / count, 4), params=count)
-            for name, (stored, count) in blocks.items()
-        ),
-        word_bits=tuple(RowBits(rows=rows, bits=bits) for entry in words for rows, bits in entry.clusters),
-    )

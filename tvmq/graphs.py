@@ -21,20 +21,30 @@ BANNED = "banned"
 """Stored name of the word ids that a search must not produce."""
 
 
-def translation_module(programs: Mapping[str, Any], banned: int) -> tvm.IRModule:
+def translation_module(programs: Mapping[str, Any], banned: int, beams: int) -> tvm.IRModule:
     """One module with ``encode``, ``decode``, ``greedy`` and ``beam``.
 
     Args:
         programs: exported "encode" and "decode".
         banned: how many word ids the search leaves out.
+        beams: the usual width of the beam. ``greedy_1`` and ``beam_<beams>`` are the same functions for
+            exactly so many rows (one sentence), without any size computed at run time.
     """
     module = tvm.IRModule()
     for name, program in programs.items():
         module.update(import_program(program, name))
     decode = module["decode"]
-    module.update(tvm.IRModule({"greedy": _with_search(decode, "greedy", ARGMAX, banned)}))
-    module.update(tvm.IRModule({"beam": _with_search(decode, "beam", TOPK, banned)}))
+    for name, symbol, rows in (("greedy", ARGMAX, 1), ("beam", TOPK, beams)):
+        searched = _with_search(decode, name, symbol, banned)
+        module.update(tvm.IRModule({name: searched, f"{name}_{rows}": _with_rows(searched, name, rows)}))
     return module
+
+
+def _with_rows(function: Any, name: str, rows: int) -> Any:
+    """A copy for a fixed number of rows: all its memory is planned at compile time."""
+    symbol = function.params[0].ty.shape[0]
+    fixed = relax.utils.copy_with_new_vars(function.bind_symbolic_vars({symbol: rows}))
+    return fixed.with_attr("global_symbol", f"{name}_{rows}")
 
 
 def _with_search(decode: Any, name: str, symbol: str, banned: int) -> Any:

@@ -35,6 +35,10 @@ class TranslationModel:
         self._caches: list[NDArray[np.float32]] = []
         self._cache_shape = (0, 0)
 
+    def has(self, function: str) -> bool:
+        """Whether the library has this function."""
+        return function in self._parameters
+
     def weights(self, function: str) -> list[Any]:
         """The stored arguments of a function, in order."""
         return [self._tensors[name] for name in self._parameters[function]]
@@ -118,8 +122,10 @@ class TranslationSession:
             inputs = [*rows, self._machine.tensor(self._ancestry[:m]), *self._shared]
             if function == "beam":
                 inputs.append(self._machine.shape(k))
-            arguments = [*inputs, *self._model.weights(function)]
-            self._bound[key] = self._machine.bind(function, f"{function}_{m}_{k}", arguments)
+            fixed = f"{function}_{m}"
+            entry = fixed if self._model.has(fixed) else function
+            arguments = [*inputs, *self._model.weights(entry)]
+            self._bound[key] = self._machine.bind(entry, f"{function}:{m}:{k}", arguments)
         return self._bound[key]
 
 

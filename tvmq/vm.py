@@ -59,7 +59,12 @@ def ffi() -> Any:
 
 
 def set_threads(count: int) -> None:
-    """Number of threads that parallel kernels use, for the whole process."""
+    """Number of threads that parallel kernels use, for the whole process.
+
+    Without the variable TVM's pool asks the operating system for the number of cores at every parallel
+    loop, which costs 20 microseconds each.
+    """
+    os.environ["TVM_NUM_THREADS"] = str(count)
     ffi().get_global_func("runtime.config_threadpool")(1, count)
 
 
