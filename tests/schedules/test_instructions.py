@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the compiler made of the kernels: no instruction beyond a level's promise, no code bloat.
+
+These tests read assembly, so they need no CPU of the level that they check.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import pytest
+
+from schedules.attention import AttentionSpec, attention
+from schedules.embedding import GatherSpec, gather
+from schedules.float_gemm import FloatSpec, float_gemm
+from schedules.lut_gemm import LutSpec, Segment, lut_gemm
+from schedules.lut_table import Tables
+from schedules.norm import NormSpec, norm
+from schedules.packing import ColumnLayout
+from schedules.search_step import SearchSpec, argmax, topk
+from targets import get_target, target_names
+
+WIDTH = 128
+BEYOND_SSE42 = r"v\w+|bls\w+|(?:andn|bextr|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|lzcnt|movbe)\w?"
+"""AVX and later start with v; the others are BMI1, BMI2, LZCNT and MOVBE."""
+
+
+def product(tables: Tables) -> LutSpec:
+    segment = Segment(
+        rows=96, bits=2, group_size=WIDTH, offset=True, scale_dtype="float16", output=0, start=0
+    )
+    return LutSpec(
+        k=WIDTH, outputs=(96,), segments=(segment,), bias=(True,), activation=("relu",), tables=tables
+    )
+
+
+@cache
+def assembly(name: str) -> dict[str, list[str]]:
+    """Instructions (mnemonic and operands) of one kernel of every kind, by kernel."""
+    import tvm
+
+    target = get_target(name)
+    layout = ColumnLayout(k=WIDTH, group_size=WIDTH)
+    kernels: dict[str, Any] = {
+        "int8": lut_gemm(product("int8"), target.kernel_isa),
+        "exact": lut_gemm(product("exact"), target.kernel_isa),
+        "norm": norm(NormSpec(width=WIDTH, epsilon=1e-5, residual=True, table=layout)),
+        "cached": attention(AttentionSpec(kind="cached", heads=4, width=WIDTH, table=layout)),
+        "float": float_gemm(FloatSpec(n=96, k=WIDTH, bias=True, activation="relu")),
+        "gather": gather(GatherSpec(words=96, width=WIDTH, segments=product("int8").segments)),
+        "argmax": argmax(SearchSpec(vocabulary=1001, banned=1, order_dtype="uint16")),
+        "topk": topk(SearchSpec(vocabulary=1001, banned=1, order_dtype="uint16")),
+    }
+    module = tvm.IRModule({key: f.with_attr("global_symbol", key) for key, f in kernels.items()})
+    text = tvm.compile(module, target=target.to_tvm()).mod.inspect_source("asm")
+    found: dict[str, list[str]] = {}
+    symbol = ""
+    for line in text.splitlines():
+        if label := re.match(r"(\w+):", line):
+            symbol = label[1]
+        elif instruction := re.match(r"\t(?:lock\t|rep\t)?([a-z]\w*(?:\t.*)?)$", line):
+            found.setdefault(symbol.removesuffix("_compute_"), []).append(instruction[1])
+    assert set(kernels) <= set(found)
+    return found
+
+
+def everything(name: str) -> list[str]:
+    return [line for lines in assembly(name).values() for line in lines]
+
+
+def mnemonics(lines: list[str]) -> set[str]:
+    return {line.split("\t")[0] for line in lines}
+
+
+def test_v2_has_no_instruction_beyond_sse42() -> None:
+    beyond = {m for m in mnemonics(everything("x86_64_v2")) if re.fullmatch(BEYOND_SSE42, m)}
+    assert not beyond
+    assert not [line for line in everything("x86_64_v2") if re.search(r"%[yz]mm|%k[0-7]", line)]
+    assert "pshufb" in mnemonics(assembly("x86_64_v2")["int8"])
+
+
+def test_v3_has_no_avx512() -> None:
+    lines = everything("x86_64_v3")
+    assert not [line for line in lines if re.search(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])\b|%k[0-7]|\{1to", line)]
+    assert "vpshufb" in mnemonics(assembly("x86_64_v3")["int8"])
+    assert mnemonics(assembly("x86_64_v3")["exact"]) & {"vpermps", "vpermd"}
+    assert any(m.startswith("vfmadd") for m in mnemonics(lines))
+
+
+def test_v4_looks_up_and_adds_in_two_instructions() -> None:
+    lines = assembly("x86_64_v4_vnni")["int8"]
+    assert {"vpermb", "vpdpbusd", "vpternlogq"} <= mnemonics(lines)
+    inner = [line for line in lines if re.match(r"vpermb|vpdpbusd", line)]
+    assert not [line for line in inner if "%rsp" in line], "accumulators or tables were spilled"
+    assert "vpermps" in mnemonics(assembly("x86_64_v4_vnni")["exact"])
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_halves_become_floats_without_calls(name: str) -> None:
+    calls = [line for line in assembly(name)["int8"] + assembly(name)["exact"] if "extendhf" in line]
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("x86_64_v2", 2800), ("x86_64_v3", 1800), ("x86_64_v4_vnni", 1200)]
+)
+def test_products_are_small(name: str, most: int) -> None:
+    """An artifact ships every kernel once a level; unrolling rows made five times as much."""
+    for kernel in ("int8", "exact"):
+        assert len(assembly(name)[kernel]) < most, kernel

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ISA levels: the registry, what a CPU can run, what the compiler is told."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from targets import detect_host, get_target, host_cpu, host_flags, resolve_targets, target_names
+from targets.detect import runnable
+from targets.spec import TargetSpec
+
+ALL = tuple(get_target(name) for name in target_names())
+
+
+def cpuinfo(folder: Path, text: str) -> Path:
+    path = folder / "cpuinfo"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_registry_names_and_ranks() -> None:
+    assert [spec.name for spec in ALL] == list(target_names())
+    assert [spec.rank for spec in ALL] == sorted({spec.rank for spec in ALL})
+    for lower, higher in pairwise(ALL):
+        assert lower.cpu_flags < higher.cpu_flags
+
+
+def test_unknown_target_lists_the_known() -> None:
+    with pytest.raises(ValueError, match="unknown target 'avx9'; known: host, x86-64, x86_64_v2, x86_64_v3"):
+        get_target("avx9")
+
+
+@pytest.mark.parametrize(
+    ("missing", "best"),
+    [(set(), "x86_64_v4_vnni"), ({"avx512vbmi"}, "x86_64_v3"), ({"fma"}, "x86_64_v2"), ({"ssse3"}, None)],
+)
+def test_runnable_needs_every_flag(missing: set[str], best: str | None) -> None:
+    found = runnable(ALL, ALL[-1].cpu_flags - missing)
+    assert [spec.name for spec in found][:1] == ([best] if best else [])
+    assert [spec.rank for spec in found] == sorted((spec.rank for spec in found), reverse=True)
+    assert runnable(ALL, frozenset()) == []
+
+
+def test_flags_are_read_from_the_system(tmp_path: Path) -> None:
+    path = cpuinfo(
+        tmp_path, "processor\t: 0\nmodel name\t: A CPU @ 2GHz\nflags\t\t: fpu ssse3 avx2\nflags: other\n"
+    )
+    assert host_flags(path) == {"fpu", "ssse3", "avx2"}
+    assert host_cpu(path) == "A CPU @ 2GHz"
+    arm = cpuinfo(tmp_path, "processor : 0\nFeatures : fp asimd\n")
+    assert host_flags(arm) == {"fp", "asimd"}
+    assert host_cpu(arm) == "unknown"
+
+
+@pytest.mark.parametrize("text", ["", "nothing here\n"])
+def test_unreadable_system_has_no_flags(tmp_path: Path, text: str) -> None:
+    path = cpuinfo(tmp_path, text) if text else tmp_path / "missing"
+    assert host_flags(path) == frozenset()
+    assert host_cpu(path) == "unknown"
+
+
+def test_resolve() -> None:
+    assert resolve_targets("x86-64") == ALL
+    assert resolve_targets("x86_64_v3") == (get_target("x86_64_v3"),)
+    with pytest.raises(ValueError, match="unknown target 'x87'"):
+        resolve_targets("x87")
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        (["x86_64_v4_vnni", "x86_64_v3", "x86_64_v2"], ["x86_64_v2", "x86_64_v4_vnni"]),
+        (["x86_64_v2"], ["x86_64_v2"]),
+    ],
+)
+def test_host_is_the_best_level_and_the_fallback(
+    monkeypatch: pytest.MonkeyPatch, host: list[str], expected: list[str]
+) -> None:
+    monkeypatch.setattr("targets.detect_host", lambda: host)
+    assert [spec.name for spec in resolve_targets("host")] == expected
+
+
+def test_host_without_any_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("targets.detect_host", list)
+    with pytest.raises(ValueError, match="runs none of the known ISA levels; name a --target"):
+        resolve_targets("host")
+
+
+def test_detect_host_gives_known_names_best_first() -> None:
+    found = detect_host()
+    assert set(found) <= set(target_names())
+    assert found == sorted(found, key=lambda name: -get_target(name).rank)
+
+
+@pytest.mark.parametrize("spec", ALL, ids=lambda s: s.name)
+def test_compiler_target(spec: TargetSpec) -> None:
+    target = spec.to_tvm()
+    assert target.attrs["mcpu"] == spec.cpu
+    assert target.attrs["mtriple"] == spec.triple
+    assert list(target.attrs.get("mattr", [])) == [f"+{feature}" for feature in spec.llvm_features]
