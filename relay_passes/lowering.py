@@ -36,6 +36,7 @@ class Lowering(PyExprMutator):
         self._kernels: dict[Hashable, Any] = {}
         self._known: dict[str, relax.Var] = {}
         self._added: dict[str, relax.Var] = {}
+        self._flat: dict[Any, Any] = {}
 
     def run(self) -> tvm.IRModule:
         """The module with every entry function rewritten."""
@@ -43,6 +44,7 @@ class Lowering(PyExprMutator):
             if is_entry(function):
                 self._known = {str(p.name): p for p in function.params}
                 self._added = {}
+                self._flat = {}
                 self.enter(function)
                 rewritten = self.visit_expr(function)
                 params = [*rewritten.params, *self._added.values()]
@@ -85,14 +87,19 @@ class Lowering(PyExprMutator):
         return [self.builder_.emit(relax.TupleGetItem(result, i)) for i in range(len(outputs))]
 
     def flat(self, x: Any) -> tuple[Any, list[Any]]:
-        """``x`` as [rows, width], and its leading dimensions (one: nothing was reshaped)."""
+        """``x`` as [rows, width], and its leading dimensions (one: nothing was reshaped).
+
+        The same ``x`` gives the same variable, so that its readers can share a table.
+        """
         *lead, width = list(x.ty.shape)
         if len(lead) == 1:
             return x, lead
-        rows: Any = 1
-        for extent in lead:
-            rows = rows * extent
-        return self.builder_.emit(relax.op.reshape(x, [rows, width])), lead
+        if x not in self._flat:
+            rows: Any = 1
+            for extent in lead:
+                rows = rows * extent
+            self._flat[x] = self.builder_.emit(relax.op.reshape(x, [rows, width]))
+        return self._flat[x], lead
 
     def unflat(self, y: Any, lead: list[Any]) -> Any:
         """Undoes :meth:`flat` on a result [rows, n]."""

@@ -102,7 +102,7 @@ class Checkpoint:
         From token_freq.tsv (``id piece count_src count_tgt``); None where the folder has none.
         """
         path = self.path / FREQUENCIES
-        return _read_frequencies(path, self.config.get("vocab_size")) if path.exists() else None
+        return read_frequencies(path, self.config.get("vocab_size")) if path.exists() else None
 
     def _file(self, name: str) -> TensorFile:
         if name not in self._tensors:
@@ -167,7 +167,8 @@ def _shard(index: Path, name: str) -> Path:
     return shard
 
 
-def _read_frequencies(path: Path, vocabulary: object) -> NDArray[np.int64]:
+def read_frequencies(path: Path, vocabulary: object) -> NDArray[np.int64]:
+    """Counts per token id of a token_freq.tsv; ``vocabulary``, where it is a number, must be their count."""
     try:
         text = read_bytes(path, _MAX_FREQUENCIES).decode("utf-8")
     except UnicodeDecodeError as exc:

@@ -2,14 +2,18 @@
 """torch.export programs to one Relax module: weights as named parameters, module path in every name.
 
 ``import_program`` keeps the checkpoint's tensor names as Relax parameter names and names each binding
-after the module that computed it (dots become double underscores). Ties are one parameter.
+after the module that computed it (dots become double underscores). Ties are one parameter, and shapes
+that TVM cannot infer are taken from torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
+import sympy
 import torch
 import tvm
 from torch import fx
@@ -17,8 +21,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+from tvm.sym import Analyzer
 
-Converter = Callable[[fx.Node, Any], relax.Var]
+from .torch_ops import Converter, attention
+
 PATH_SEPARATOR = "__"
 
 
@@ -43,6 +49,7 @@ class _Importer(ExportedProgramImporter):
         super().__init__()
         self._current = ""
         self._raw_builder: Any = None
+        self._symbols: dict[str, Any] = {}
 
     @property
     def block_builder(self) -> Any:
@@ -58,14 +65,44 @@ class _Importer(ExportedProgramImporter):
     def create_input_vars(self, exported_program: Any) -> Any:
         result = super().create_input_vars(exported_program.program)
         exported_program.hide_weights = True
+        for var in result[1].values():
+            self._symbols |= {e.name: e for e in var.ty.shape if tvm.ir.is_prim_var(e)}
         return result
 
     def _tracked(self, convert: Callable[..., Any]) -> Callable[..., Any]:
         def run(node: fx.Node, *rest: Any) -> Any:
             self._current = module_path(node).replace(".", PATH_SEPARATOR)
-            return convert(node, *rest)
+            return self._with_known_shape(node, convert(node, *rest))
 
         return run
+
+    def _with_known_shape(self, node: fx.Node, result: Any) -> Any:
+        """``result`` with torch's shape where TVM lost it or wrote it in another way (slices, for one)."""
+        value, kind = node.meta.get("val"), getattr(result, "ty", None)
+        if not isinstance(value, torch.Tensor) or not isinstance(kind, relax.TensorType):
+            return result
+        expected = [self._extent(extent) for extent in value.shape]
+        if any(extent is None for extent in expected) or _same_extents(kind.shape, expected):
+            return result
+        if not isinstance(result, relax.Var):
+            result = self._raw_builder.emit(result)
+        return self._raw_builder.match_cast(result, relax.TensorType(expected, kind.dtype))
+
+    def _extent(self, extent: int | torch.SymInt) -> Any:
+        """A number, or a symbolic extent in the function's own variables; None if that cannot be said."""
+        return extent if isinstance(extent, int) else self._expression(extent.node.expr)
+
+    def _expression(self, expr: Any) -> Any:
+        match expr:
+            case sympy.Integer():
+                return int(expr)
+            case sympy.Symbol():
+                return self._symbols.get(expr.name)
+            case sympy.Add() | sympy.Mul():
+                terms = [self._expression(term) for term in expr.args]
+                combine = operator.add if isinstance(expr, sympy.Add) else operator.mul
+                return None if any(term is None for term in terms) else reduce(combine, terms)
+        return None
 
     def custom(self, converters: Mapping[str, Converter]) -> dict[str, Any]:
         return {name: self._tracked(convert) for name, convert in converters.items()}
@@ -89,6 +126,24 @@ class _ProgramView:
 
     def named_parameters(self) -> Iterable[tuple[str, torch.Tensor]]:
         return () if self.hide_weights else self.program.named_parameters()
+
+
+def unknown_operators(program: ExportedProgram) -> list[str]:
+    """Operators that cannot be imported, each with the first module that uses it."""
+    known = (_Importer().create_convert_map().keys() | _CONVERTERS.keys()) - _REFUSED
+    found: dict[str, str] = {}
+    for node in program.graph.nodes:
+        name = getattr(node.target, "__name__", str(node.target))
+        if node.op == "call_function" and name not in known:
+            found.setdefault(str(node.target), module_path(node))
+    return [f"{operator} (in {path})" for operator, path in found.items()]
+
+
+def _same_extents(found: Sequence[Any] | None, expected: Sequence[Any]) -> bool:
+    if found is None or len(found) != len(expected):
+        return False
+    analyzer = Analyzer()
+    return all(analyzer.can_prove_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def module_path(node: fx.Node) -> str:
@@ -115,25 +170,30 @@ def import_program(program: ExportedProgram, name: str) -> tvm.IRModule:
 
 
 def _rename_parameters(function: relax.Function, program: ExportedProgram, name: str) -> relax.Function:
-    """Placeholder names to tensor names; ties to their first name; unused parameters dropped."""
+    """Placeholder names to tensor names; ties to their first name; unused parameters dropped.
+
+    Tensors that are not float32 (masks, position ids) become constants.
+    """
     targets = {
-        spec.arg.name: spec.target
+        spec.arg.name: str(spec.target)
         for spec in program.graph_signature.input_specs
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
     }
-    first_of_storage: dict[int, str] = {}
+    canonical = first_names(program)
     used = {str(var.name) for var in relax.analysis.all_vars(function.body)}
     renamed: dict[str, relax.Var] = {}
-    replace: dict[relax.Var, relax.Var] = {}
+    replace: dict[relax.Var, Any] = {}
     params = list(function.params[: int(function.attrs["num_input"])])
     for param in function.params[len(params) :]:
         if param.name not in used:
             continue
-        target = targets[param.name]
-        canonical = first_of_storage.setdefault(_storage(program, target), target)
-        if canonical not in renamed:
-            renamed[canonical] = relax.Var(canonical, param.ty)
-        replace[param] = renamed[canonical]
+        target = canonical[targets[param.name]]
+        if str(param.ty.dtype) != "float32":
+            replace[param] = relax.const(tensor_of(program, target).detach().cpu().numpy())
+            continue
+        if target not in renamed:
+            renamed[target] = relax.Var(target, param.ty)
+        replace[param] = renamed[target]
     bound = function.bind_params(replace)
     return (
         relax.Function([*params, *renamed.values()], bound.body, bound.ret_ty, bound.is_pure)
@@ -142,10 +202,30 @@ def _rename_parameters(function: relax.Function, program: ExportedProgram, name:
     )
 
 
-def _storage(program: ExportedProgram, target: str) -> int:
-    tensor = program.state_dict[target] if target in program.state_dict else program.constants[target]
+def first_names(program: ExportedProgram) -> dict[str, str]:
+    """Parameter or buffer -> the first one of those that share its memory."""
+    first: dict[Any, str] = {}
+    names = [
+        str(spec.target)
+        for spec in program.graph_signature.input_specs
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
+    ]
+    return {name: first.setdefault(_place(tensor_of(program, name)), name) for name in names}
+
+
+def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
+    """The value of a parameter or buffer."""
+    tensor = program.state_dict[name] if name in program.state_dict else program.constants[name]
     assert isinstance(tensor, torch.Tensor)
-    return tensor.untyped_storage().data_ptr() if tensor.numel() else id(tensor)
+    return tensor
+
+
+def _place(tensor: torch.Tensor) -> Any:
+    """Equal for tensors that are the same view of the same memory."""
+    if not tensor.numel():
+        return id(tensor)
+    memory = tensor.untyped_storage().data_ptr()
+    return (memory, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
 
 
 def _kernel_call(symbol: str, shape_of: int) -> Converter:
@@ -165,8 +245,12 @@ def _kernel_call(symbol: str, shape_of: int) -> Converter:
     return convert
 
 
+_REFUSED = {"cond", "item.default", "_local_scalar_dense.default", "bernoulli.p", "randn.default",
+            "randn_like.default", "exponential.default", "masked_select.default"}  # fmt: skip
+"""Operators that TVM imports but that give no pure function of the inputs."""
 _CONVERTERS: dict[str, Converter] = {
     "ragged_attention.default": _kernel_call("tvmq.ragged_attention", 0),
     "cached_attention.default": _kernel_call("tvmq.cached_attention", 0),
     "cross_attention.default": _kernel_call("tvmq.cross_attention", 0),
+    "scaled_dot_product_attention.default": attention,
 }

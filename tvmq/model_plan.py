@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from relay_passes.bit_plan import MAX_JSON_BYTES, BitPlan, WordBits, decode_plan
 
-from .checkpoint import Checkpoint, _read_frequencies
+from .checkpoint import Checkpoint, read_frequencies
 from .errors import InputError, UsageError
 from .families import TensorInfo, get_family
 from .options import PlanOptions
@@ -85,7 +85,8 @@ def plan_model(model: Path, options: PlanOptions) -> PlanReport:
     checkpoint = Checkpoint.open(model)
     family = get_family(checkpoint.config)
     tensors = family.tensors(family.read_config(checkpoint.config))
-    plan = _read_plan(options, tensors) if options.plan else _make_plan(checkpoint, tensors, options)
+    frequencies = None if options.plan else _frequencies(checkpoint, options)
+    plan = plan_tensors(tensors, options, frequencies)
     return PlanReport(
         plan=plan,
         size=predict_size(tensors, plan, _vector_params(checkpoint, tensors)),
@@ -93,7 +94,17 @@ def plan_model(model: Path, options: PlanOptions) -> PlanReport:
     )
 
 
-def _make_plan(checkpoint: Checkpoint, tensors: list[TensorInfo], options: PlanOptions) -> BitPlan:
+def plan_tensors(
+    tensors: list[TensorInfo], options: PlanOptions, frequencies: NDArray[np.integer] | None
+) -> BitPlan:
+    """The plan for ``tensors``: the file that the options name, else one made by their rules.
+
+    Raises:
+        InputError: the plan file cannot be used.
+        UsageError: options that contradict each other or do not fit the tensors.
+    """
+    if options.plan:
+        return _read_plan(options, tensors)
     return make_plan(
         tensors,
         preset=options.preset,
@@ -103,7 +114,7 @@ def _make_plan(checkpoint: Checkpoint, tensors: list[TensorInfo], options: PlanO
         group_size=options.group_size,
         offset=options.offset,
         scale_dtype=options.scale_dtype,
-        frequencies=_frequencies(checkpoint, options),
+        frequencies=frequencies,
     )
 
 
@@ -124,7 +135,7 @@ def _frequencies(checkpoint: Checkpoint, options: PlanOptions) -> NDArray[np.int
     if options.text and options.frequencies:
         raise UsageError("--text and --frequencies exclude each other; give one of them")
     if options.frequencies:
-        return _read_frequencies(options.frequencies, checkpoint.config.get("vocab_size"))
+        return read_frequencies(options.frequencies, checkpoint.config.get("vocab_size"))
     if options.text:
         from .tokenizer import MarianTokenizer
 

@@ -8,9 +8,7 @@ graphs: they share its layers and hold only those that they use. Imported at com
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tvmq.errors import InputError
+from tvmq.export import export_program
 from tvmq.generated import sinusoidal
 
 from . import ops
@@ -208,20 +207,9 @@ def export(model: MarianModel) -> dict[str, ExportedProgram]:
     )
     decode_inputs = (row, row.clone(), row.clone(), ancestry, offsets, caches, memory)
     return {
-        "encode": _export(Encoder(model), (ids, ids.clone(), offsets), encode_shapes),
-        "decode": _export(DecoderStep(model), decode_inputs, decode_shapes),
+        "encode": export_program(Encoder(model), (ids, ids.clone(), offsets), encode_shapes),
+        "decode": export_program(DecoderStep(model), decode_inputs, decode_shapes),
     }
-
-
-def _export(graph: nn.Module, inputs: tuple[Any, ...], shapes: tuple[Any, ...]) -> ExportedProgram:
-    table = torch.export.default_decompositions()
-    aten = torch.ops.aten
-    for op in (aten.linear, aten.embedding, aten.layer_norm, aten.gelu, aten.silu):
-        table.pop(op.default, None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.export about its own tree specs
-        program = torch.export.export(graph, inputs, dynamic_shapes=shapes, strict=False)
-        return program.run_decompositions(table)
 
 
 def _layer(leaf: Leaf) -> nn.Module:

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every compilation does once its graphs exist: levels, one library per level, sizes as they ship.
+
+``compiler`` (model folders) and ``module_compiler`` (a user's own module) both end here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from relay_passes.bit_plan import BitPlan, WordBits
+from schedules.lut_table import Tables
+from targets import detect_host, get_target, resolve_targets
+from targets.spec import TargetSpec
+
+from . import __version__, build
+from .artifact import Bits, BlockSize, IsaLevel, Manifest, RowBits, Versions
+from .errors import UsageError
+from .families.family import TensorInfo
+from .options import Progress
+
+if TYPE_CHECKING:
+    import tvm
+
+WEIGHTS_FILE = "weights.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileReport:
+    """What was written, and the seconds that each phase took."""
+
+    output: Path
+    manifest: Manifest
+    seconds: dict[str, float]
+
+
+class Clock:
+    """Names the running phase for progress and keeps its duration."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+        self._phase, self._start = "", time.perf_counter()
+
+    def start(self, phase: str) -> None:
+        """Ends the running phase and begins ``phase``."""
+        self.stop()
+        self._phase, self._start = phase, time.perf_counter()
+        self._progress(phase, 0, 1)
+
+    def stop(self) -> None:
+        """Ends the running phase."""
+        if self._phase:
+            self.seconds[self._phase] = round(time.perf_counter() - self._start, 3)
+            self._progress(self._phase, 1, 1)
+        self._phase = ""
+
+
+def pick_levels(target: str, names: Sequence[str] | None) -> tuple[TargetSpec, ...]:
+    """The ISA levels of a target or of an explicit list, lowest first; UsageError for unknown ones."""
+    try:
+        levels = tuple(get_target(n) for n in names) if names else resolve_targets(target)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if len({level.name for level in levels}) != len(levels):
+        raise UsageError("an ISA level is named twice")
+    return tuple(sorted(levels, key=lambda level: level.rank))
+
+
+def best_level(levels: Sequence[TargetSpec]) -> str | None:
+    """The best compiled level that this machine runs; None when cross-compiling."""
+    compiled = {level.name for level in levels}
+    return next((name for name in detect_host() if name in compiled), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Libraries:
+    """The linked libraries, and for each function the stored weights that it takes."""
+
+    levels: tuple[IsaLevel, ...]
+    parameters: dict[str, tuple[str, ...]]
+
+
+def build_libraries(
+    graphs: tvm.IRModule,
+    staging: Path,
+    plan: BitPlan,
+    levels: Sequence[TargetSpec],
+    tables: Tables,
+    dump_ir: Path | None,
+    clock: Clock,
+) -> Libraries:
+    """Lowers and links ``graphs`` (after the common phases) into ``staging``/lib, once per level."""
+    found, parameters = [], {}
+    (staging / "lib").mkdir(exist_ok=True)
+    for level in levels:
+        clock.start(f"build {level.name}")
+        lowered = build.lower(graphs, plan, level, tables, dump_ir)
+        parameters = build.parameter_names(lowered)
+        library = f"lib/{level.name}.so"
+        build.link(lowered, level, staging / library)
+        features = tuple(sorted(level.cpu_flags))
+        kernels = build.kernel_names(lowered)
+        found.append(IsaLevel(name=level.name, library=library, features=features, kernels=kernels))
+    return Libraries(levels=tuple(found), parameters=parameters)
+
+
+def tool_versions() -> Versions:
+    """What makes the artifact."""
+    from tvm.target.codegen import llvm_version_major
+
+    return Versions(tool=__version__, tvm=version("apache-tvm"), llvm=str(llvm_version_major()))
+
+
+def stored_bits(infos: Sequence[TensorInfo], plan: BitPlan, arrays: Mapping[str, NDArray[Any]]) -> Bits:
+    """Sizes as they ship: every byte of the weights file's arrays, row padding and orders included."""
+    blocks: dict[str, list[int]] = {}
+    for info in infos:
+        prefix = f"{info.name}:"
+        stored = sum(a.nbytes for name, a in arrays.items() if name == info.name or name.startswith(prefix))
+        entry = blocks.setdefault(info.block, [0, 0])
+        entry[0] += stored
+        entry[1] += info.shape[0] * info.shape[1]
+    planned = sum(count for _, count in blocks.values())
+    total = sum(a.nbytes for a in arrays.values())
+    others = total - sum(stored for stored, _ in blocks.values())
+    words = [entry for entry in plan.entries() if isinstance(entry, WordBits)]
+    return Bits(
+        bits_per_weight=round((total - others) * 8 / planned, 4),
+        size_bytes=total,
+        fp32_bytes=4 * planned + others,
+        ratio=round((4 * planned + others) / total, 3),
+        blocks=tuple(
+            BlockSize(name=name, bits=round(stored * 8 / count, 4), params=count)
+            for name, (stored, count) in blocks.items()
+        ),
+        word_bits=tuple(RowBits(rows=rows, bits=bits) for entry in words for rows, bits in entry.clusters),
+    )
