@@ -18,6 +18,8 @@ from .bit_plan import FLOAT_BITS, BitPlan
 from .composite import composite_of
 from .lowering import is_entry
 
+SHOWN = 5
+"""Problems that an error spells out."""
 PLANNED_ATTR = "tvmq.planned"
 """Attribute of an entry function: planned tensor -> number of operations that read it."""
 
@@ -41,7 +43,8 @@ class CheckBits:
                 problems += found[1]
         problems += [f"{tensor} is planned but no graph uses it" for tensor in sorted(quantized - used)]
         if problems:
-            raise ValueError("the plan was not carried out: " + "; ".join(problems))
+            more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+            raise ValueError("the plan was not carried out: " + "; ".join(problems[:SHOWN]) + more)
         return module
 
 

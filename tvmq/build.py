@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tvm.support import cc
 
 from relay_passes.bit_plan import BitPlan
 from relay_passes.lowering import is_entry
+from relay_passes.plan_buffers import PlanBuffers, workspace_keys
 from schedules.lut_table import Tables
 from targets.spec import TargetSpec
 
@@ -58,14 +60,76 @@ def kernel_names(module: tvm.IRModule) -> tuple[str, ...]:
     )
 
 
-def link(module: tvm.IRModule, target: TargetSpec, path: Path) -> None:
-    """Compiles and links ``module`` to ``path``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """A buffer that the caller of a function provides."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def link(
+    module: tvm.IRModule, target: TargetSpec, path: Path, planned: Sequence[str] = ()
+) -> dict[str, tuple[Workspace, ...]]:
+    """Compiles and links ``module`` to ``path``.
+
+    Args:
+        module: lowered for ``target``.
+        target: an ISA level.
+        path: the library to write.
+        planned: entry functions that take their intermediate buffers as workspaces.
+
+    Returns:
+        For each of ``planned``, the workspaces that it takes after its weights.
+    """
     linker = find_linker()
+    workspaces: dict[str, tuple[Workspace, ...]] = {}
+
+    @tvm.transform.module_pass(opt_level=0, name="tvmq.build")
+    def lowering(mod: tvm.IRModule, _: Any) -> tvm.IRModule:
+        for step in _before_memory():
+            mod = step(mod)
+        mod = PlanBuffers(names=tuple(planned))(mod)
+        for var, function in mod.functions.items():
+            if str(var.name_hint) in planned:
+                spaces = [Workspace(dtype=d, shape=s) for d, s in workspace_keys(function)]
+                workspaces[str(var.name_hint)] = tuple(spaces)
+        for step in _after_memory():
+            mod = step(mod)
+        return mod
+
     with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
-        executable = relax.build(module, target.to_tvm())
+        executable = relax.build(module, target.to_tvm(), relax_pipeline=lowering)
 
     def create(output: str, objects: Sequence[str], options: Any = None, **_: Any) -> None:
         cc.create_shared(output, list(objects), ["-s", "-Wl,--build-id=none"], cc=linker)
 
     create.output_format = "so"  # type: ignore[attr-defined]
     executable.export_library(str(path), fcompile=create)
+    return workspaces
+
+
+def _before_memory() -> list[Any]:
+    """TVM's own build passes up to explicit allocation."""
+    transform = relax.transform
+    return [
+        transform.LegalizeOps(),
+        transform.RewriteDataflowReshape(),
+        transform.ToNonDataflow(),
+        transform.RemovePurityChecking(),
+        transform.CallTIRRewrite(),
+    ]
+
+
+def _after_memory() -> list[Any]:
+    """TVM's own build passes from allocation to the virtual machine."""
+    transform = relax.transform
+    return [
+        transform.StaticPlanBlockMemory(),
+        transform.LowerAllocTensor(),
+        transform.KillAfterLastUse(),
+        transform.LowerRuntimeBuiltin(),
+        transform.ComputePrimValue(),
+        transform.VMShapeLower(),
+        transform.AttachGlobalSymbol(),
+    ]

@@ -28,8 +28,8 @@ from .assembly import (
 )
 from .checkpoint import Checkpoint
 from .families import Family, get_family
-from .graphs import BANNED, translation_module
-from .manifest import Generated
+from .graphs import BANNED, fixed_name, translation_module
+from .manifest import Generated, Workspace
 from .options import Progress, no_progress
 from .quantize import quantize_model
 from .store import atomic_dir

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Relax functions of a translation model: encode, decode, and decode fused with the search's choice.
+"""The Relax functions of a translation model: encode, and decode fused with the search's choice.
 
-``decode`` gives logits (tests, self-test); ``greedy`` and ``beam`` end in ``tvmq.argmax`` and
-``tvmq.topk``, so that only a few numbers leave the library per step.
+``greedy`` and ``beam`` end in ``tvmq.argmax`` and ``tvmq.topk``, so that only a few numbers leave the
+library per step. ``decode`` gives the logits themselves; it is built for tests and analyses only.
 """
 
 from __future__ import annotations
@@ -22,29 +22,41 @@ BANNED = "banned"
 
 
 def translation_module(programs: Mapping[str, Any], banned: int, beams: int) -> tvm.IRModule:
-    """One module with ``encode``, ``decode``, ``greedy`` and ``beam``.
+    """One module with ``encode``, ``beam``, and ``greedy_1`` and ``beam_<beams>``, its fixed forms.
 
     Args:
         programs: exported "encode" and "decode".
         banned: how many word ids the search leaves out.
-        beams: the usual width of the beam. ``greedy_1`` and ``beam_<beams>`` are the same functions for
-            exactly so many rows (one sentence), without any size computed at run time.
+        beams: the usual width of the beam; the fixed forms serve one sentence without computing any
+            size at run time.
     """
     module = tvm.IRModule()
-    for name, program in programs.items():
-        module.update(import_program(program, name))
-    decode = module["decode"]
-    for name, symbol, rows in (("greedy", ARGMAX, 1), ("beam", TOPK, beams)):
-        searched = _with_search(decode, name, symbol, banned)
-        module.update(tvm.IRModule({name: searched, f"{name}_{rows}": _with_rows(searched, name, rows)}))
+    module.update(import_program(programs["encode"], "encode"))
+    decode = import_program(programs["decode"], "decode")["decode"]
+    beam, greedy = (_with_search(decode, *kind, banned) for kind in (("beam", TOPK), ("greedy", ARGMAX)))
+    fixed = {fixed_name("greedy", 1): _with_rows(greedy, 1), fixed_name("beam", beams): _with_rows(beam, beams)}
+    for name, function in {"beam": beam, **fixed}.items():
+        module.update(tvm.IRModule({name: function.with_attr("global_symbol", name)}))
     return module
 
 
-def _with_rows(function: Any, name: str, rows: int) -> Any:
+def logits_module(programs: Mapping[str, Any]) -> tvm.IRModule:
+    """``encode`` and ``decode``, which gives logits: what tests and analyses compare."""
+    module = tvm.IRModule()
+    for name, program in programs.items():
+        module.update(import_program(program, name))
+    return module
+
+
+def fixed_name(function: str, rows: int) -> str:
+    """Name of ``function`` for exactly ``rows`` rows."""
+    return f"{function}_{rows}"
+
+
+def _with_rows(function: Any, rows: int) -> Any:
     """A copy for a fixed number of rows: all its memory is planned at compile time."""
     symbol = function.params[0].ty.shape[0]
-    fixed = relax.utils.copy_with_new_vars(function.bind_symbolic_vars({symbol: rows}))
-    return fixed.with_attr("global_symbol", f"{name}_{rows}")
+    return relax.utils.copy_with_new_vars(function.bind_symbolic_vars({symbol: rows}))
 
 
 def _with_search(decode: Any, name: str, symbol: str, banned: int) -> Any:

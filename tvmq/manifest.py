@@ -70,11 +70,24 @@ class Generated(Part, frozen=True, kw_only=True):
     columns: Annotated[int, Meta(ge=2, le=1 << 16)]
 
 
+class Workspace(Part, frozen=True, kw_only=True):
+    """A scratch buffer that the caller of a function provides."""
+
+    dtype: Literal["float32", "int8", "int32", "uint8"]
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 31)], ...], Meta(min_length=1, max_length=8)]
+
+
 class Weights(Part, frozen=True, kw_only=True):
-    """The weights file, and for each function the tensors it takes, in order; some are computed."""
+    """The weights file, and for each function the tensors it takes, in order; some are computed.
+
+    ``workspaces`` are buffers that a function takes after its tensors.
+    """
 
     file: Name
     parameters: dict[Name, tuple[Name, ...]]
+    workspaces: Annotated[dict[Name, tuple[Workspace, ...]], Meta(max_length=64)] = msgspec.field(
+        default_factory=dict
+    )
     generated: Annotated[dict[Name, Generated], Meta(max_length=64)] = msgspec.field(default_factory=dict)
 
 

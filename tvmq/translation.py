@@ -28,26 +28,34 @@ class TranslationModel:
         arrays = artifact.weights()
         self._tensors = {name: self.machine.tensor(_usable(array)) for name, array in arrays.items()}
         self._parameters = manifest.weights.parameters
+        self._workspaces = manifest.weights.workspaces
+        self._arguments: dict[str, list[Any]] = {}
         self.width = int(manifest.architecture["d_model"])
         self.layers = int(manifest.architecture["decoder_layers"])
         self.vocabulary = int(manifest.architecture["vocab"])
         self.start_id = int(manifest.generation["decoder_start_token_id"])  # type: ignore[arg-type]
-        self._caches: list[NDArray[np.float32]] = []
+        self._caches: list[Any] = []
         self._cache_shape = (0, 0)
 
     def has(self, function: str) -> bool:
         """Whether the library has this function."""
         return function in self._parameters
 
-    def weights(self, function: str) -> list[Any]:
-        """The stored arguments of a function, in order."""
-        return [self._tensors[name] for name in self._parameters[function]]
+    def arguments(self, function: str) -> list[Any]:
+        """The stored arguments of a function and its workspaces, in order."""
+        if function not in self._arguments:
+            spaces = [aligned(w.shape, w.dtype) for w in self._workspaces.get(function, ())]
+            weights = [self._tensors[name] for name in self._parameters[function]]
+            self._arguments[function] = weights + [self.machine.tensor(space) for space in spaces]
+        return self._arguments[function]
 
-    def caches(self, slots: int, steps: int) -> list[NDArray[np.float32]]:
+    def caches(self, slots: int, steps: int) -> list[Any]:
         """Key and value caches [slots, steps, width] of every layer; kept for the next batch if they fit."""
         if self._cache_shape[0] < slots or self._cache_shape[1] != steps:
             self._cache_shape = (slots, steps)
-            self._caches = [aligned((slots, steps, self.width), np.float32) for _ in range(2 * self.layers)]
+            shape = (slots, steps, self.width)
+            arrays = [aligned(shape, np.float32) for _ in range(2 * self.layers)]
+            self._caches = [self.machine.tensor(array) for array in arrays]
         return self._caches
 
     def encode(self, sources: Sequence[Sequence[int]]) -> tuple[list[Any], Ids]:
@@ -59,7 +67,7 @@ class TranslationModel:
         ids[:] = np.concatenate([np.asarray(source, np.int32) for source in sources])
         positions[:] = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
         inputs = [self.machine.tensor(a) for a in (ids, positions, offsets)]
-        return list(self.machine.call("encode", [*inputs, *self.weights("encode")])), offsets
+        return list(self.machine.call("encode", [*inputs, *self.arguments("encode")])), offsets
 
     def begin(self, sources: Sequence[Sequence[int]], *, rows: int, steps: int) -> TranslationSession:
         """Encodes ``sources`` and prepares up to ``rows`` hypotheses of up to ``steps`` tokens."""
@@ -77,18 +85,19 @@ class TranslationSession:
         self._tokens, self._places, self._sentences = (aligned((rows,), np.int32) for _ in range(3))
         self._ancestry = aligned((rows, steps), np.int32)
         self._slots = np.arange(rows, dtype=np.int32)
-        caches = model.caches(rows, steps)
-        self._shared = [self._machine.tensor(a) for a in (offsets, *caches)] + memory
+        self._shared = [self._machine.tensor(offsets), *model.caches(rows, steps), *memory]
         self._bound: dict[tuple[str, int, int], Any] = {}
         self._position = 0
 
     def logits(self, tokens: Ids, parents: Ids, sentences: Ids) -> NDArray[np.float32]:
-        """One step for each row: float32[m, V] in word order."""
+        """One step for each row: float32[m, V] in word order. Only in libraries built for analysis."""
         return as_numpy(self._run("decode", tokens, parents, sentences))
 
     def greedy_step(self, tokens: Ids, parents: Ids, sentences: Ids) -> Ids:
         """The best next token but padding of each row, int32[m]."""
-        return as_numpy(self._run("greedy", tokens, parents, sentences))
+        if len(tokens) == 1:
+            return as_numpy(self._run("greedy", tokens, parents, sentences))
+        return self.step(tokens, parents, sentences, 1)[1][:, 0]
 
     def step(self, tokens: Ids, parents: Ids, sentences: Ids, k: int) -> tuple[NDArray[np.float32], Ids]:
         """The k best next tokens but padding: (log-probabilities, ids), both [m, k], best first."""
@@ -124,7 +133,7 @@ class TranslationSession:
                 inputs.append(self._machine.shape(k))
             fixed = f"{function}_{m}"
             entry = fixed if self._model.has(fixed) else function
-            arguments = [*inputs, *self._model.weights(entry)]
+            arguments = [*inputs, *self._model.arguments(entry)]
             self._bound[key] = self._machine.bind(entry, f"{function}:{m}:{k}", arguments)
         return self._bound[key]
 
