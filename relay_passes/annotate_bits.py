@@ -18,6 +18,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from .bit_plan import FLOAT_BITS, BitPlan
 from .check_bits import PLANNED_ATTR
 from .composite import EMBEDDING, LINEAR, NORM, composite_of, inner_call, patterns
+from .fusible import FusionRules
 from .lowering import is_entry
 
 WORD_BITS = 0
@@ -33,58 +34,19 @@ class AnnotateBits:
     def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
         bits = {block.tensor: block.bits for block in self.plan.blocks}
         bits |= {words.tensor: WORD_BITS for words in self.plan.words}
-        params = _parameters(module)
-        fused = relax.transform.FuseOpsByPattern(patterns(_check(params)), bind_constants=True)(module)
+        rules = FusionRules(_parameters(module))
+        fused = relax.transform.FuseOpsByPattern(patterns(rules), bind_constants=True)(module)
         return _annotate(fused, bits)
 
 
-def _parameters(module: tvm.IRModule) -> dict[Any, str]:
-    """Weight parameters of all functions: variable -> tensor name."""
-    found: dict[Any, str] = {}
-    for function in module.functions.values():
-        if is_entry(function):
-            for param in list(function.params)[int(function.attrs["num_input"]) :]:
-                found[param] = str(param.name)
-    return found
-
-
-def _check(params: dict[Any, str]) -> Any:
-    def accept(kind: str, context: Any) -> bool:
-        found = context.annotated_expr
-        match kind:
-            case "tvmq.linear":
-                return (
-                    found["w"] in params
-                    and _is_matrix(found["w"])
-                    and _is_float(found["x"])
-                    and ("b" not in found or _rank(found["b"]) == 1)
-                )
-            case "tvmq.embedding":
-                return found["w"] in params and _is_matrix(found["w"]) and _rank(found["ids"]) == 1
-            case _:
-                return found["gamma"] in params and found["beta"] in params and _same_shape(found)
-
-    return accept
-
-
-def _same_shape(found: Any) -> bool:
-    """A residual must not broadcast."""
-    if "residual" not in found:
-        return True
-    left, right = (list(found[role].ty.shape) for role in ("x", "residual"))
-    return len(left) == len(right) and all(str(a) == str(b) for a, b in zip(left, right, strict=True))
-
-
-def _rank(expr: Any) -> int:
-    return int(expr.ty.ndim)
-
-
-def _is_matrix(expr: Any) -> bool:
-    return _rank(expr) == 2 and _is_float(expr)
-
-
-def _is_float(expr: Any) -> bool:
-    return str(expr.ty.dtype) == "float32"
+def _parameters(module: tvm.IRModule) -> set[Any]:
+    """Weight parameters of all functions."""
+    return {
+        param
+        for function in module.functions.values()
+        if is_entry(function)
+        for param in list(function.params)[int(function.attrs["num_input"]) :]
+    }
 
 
 @mutator
@@ -106,7 +68,7 @@ class _Annotator(PyExprMutator):
         if facts.get("tvmq.bits", FLOAT_BITS) != FLOAT_BITS:
             self.uses[str(facts["tvmq.tensor"])] += 1
         name = str(facts["tvmq.path"]).replace(".", "__")
-        function = composite.function.with_attrs(facts)
+        function = relax.utils.copy_with_new_vars(composite.function).with_attrs(facts)
         return relax.Call(self.builder_.add_func(function, name), call.args)
 
 

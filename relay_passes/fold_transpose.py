@@ -25,10 +25,11 @@ class FoldTranspose:
 
     def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
         plain = _foldable(module)
+        folded = module.clone()
         for var, function in module.functions.items():
             if is_entry(function):
-                module.update_func(var, _Folder(module, plain).fold(function))
-        return module
+                folded.update_func(var, _Folder(module, plain).fold(function))
+        return folded
 
 
 def transposed_tensors(module: tvm.IRModule) -> set[str]:
@@ -48,16 +49,20 @@ def _foldable(module: tvm.IRModule) -> set[str]:
         if not is_entry(function):
             continue
         weights = {p: str(p.name) for p in list(function.params)[int(function.attrs["num_input"]) :]}
+        reads = list(relax.analysis.free_vars(function.body.body))
         for block in function.body.blocks:
             for binding in block.bindings:
                 value = binding.value
-                args = list(value.args) if isinstance(value, relax.Call) else []
-                is_matmul = isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.matmul"
-                for position, arg in enumerate(args):
-                    if arg in weights:
-                        matrix = is_matmul and position == 1 and int(arg.ty.ndim) == 2
-                        (direct if matrix else other).add(weights[arg])
+                if _is_matmul(value) and value.args[1] in weights and int(value.args[1].ty.ndim) == 2:
+                    direct.add(weights[value.args[1]])
+                    value = value.args[0]
+                reads += relax.analysis.free_vars(value)
+        other |= {weights[var] for var in reads if var in weights}
     return direct - other
+
+
+def _is_matmul(value: Any) -> bool:
+    return isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.matmul"
 
 
 @mutator
@@ -83,7 +88,7 @@ class _Folder(PyExprMutator):
         return result.with_attr(TRANSPOSED_ATTR, sorted(str(v.name) for v in self._flipped.values()))
 
     def visit_call_(self, call: Any) -> Any:
-        if getattr(call.op, "name", "") == "relax.matmul" and call.args[1] in self._flipped:
+        if _is_matmul(call) and call.args[1] in self._flipped:
             weight = self.builder_.emit(relax.op.permute_dims(self._flipped[call.args[1]]))
             return relax.op.matmul(self.visit_expr(call.args[0]), weight)
         return self.visit_expr_post_order(call)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small Relax graphs, bit plans, and the comparison that every Before/Expected test makes.
+
+TVMScript cannot spell parameter names such as ``fc.weight`` or ``fc.weight:keys``; ``graph`` can.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import tvm
+from tvm import relax
+
+from relay_passes.annotate_bits import AnnotateBits
+from relay_passes.bit_plan import BitPlan, BlockBits, WordBits
+from relay_passes.composite import composite_of
+
+Body = Callable[..., Any]
+_TYPE = re.compile(r"(\w+)\[(.*)\]")
+
+
+class Ops:
+    """Emits operators: ``g.add(x, y)``, ``g.layer_norm(x, v, v, axes=[-1])``, ``g.linear(x, w, b)``."""
+
+    def __init__(self, builder: relax.BlockBuilder) -> None:
+        self.builder = builder
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        make = getattr(relax.op, name, None) or getattr(relax.op.nn, name)
+        return lambda *args, **attrs: self.builder.emit(make(*args, **attrs))
+
+    def linear(self, x: Any, w: Any, b: Any = None) -> Any:
+        y = self.matmul(x, self.permute_dims(w))
+        return y if b is None else self.add(y, b)
+
+    def external(self, symbol: str, args: list[Any], like: Any) -> Any:
+        """An operator of ``tvmq``'s own, with an output like ``like``."""
+        return self.builder.emit(relax.op.call_dps_packed(symbol, args, like.ty))
+
+    def kernel(
+        self, function: Any, name: str, args: list[Any], *outputs: str, in_place: Any = None
+    ) -> list[Any]:
+        """A call of a kernel, added to the module as ``name``; outputs such as ``float32[3, 8]``."""
+        shapes = [extent for arg in args if hasattr(arg.ty, "shape") for extent in arg.ty.shape]
+        extents = {e.name: e for e in shapes if tvm.ir.is_prim_var(e)}
+        types = [_tensor_type(text, extents) for text in outputs]
+        out = types if len(types) > 1 else types[0]
+        var = self.builder.add_func(function, name)
+        if in_place is None:
+            result = self.builder.emit(relax.op.call_tir(var, args, out))
+        else:
+            result = self.builder.emit(relax.op.call_tir_inplace(var, args, in_place, out))
+        return [result] if len(types) == 1 else [result[i] for i in range(len(types))]
+
+
+@pytest.fixture
+def graph() -> Callable[..., tvm.IRModule]:
+    """``graph({"x": "float32[m, 8]"}, {"fc.weight": "float32[4, 8]"}, body, name="main", **attributes)``.
+
+    One entry function over inputs and weights; ``body(ops, *variables)`` gives its result.
+    """
+
+    def build(
+        inputs: Mapping[str, str], weights: Mapping[str, str], body: Body, name: str = "main", **attrs: Any
+    ) -> tvm.IRModule:
+        builder = relax.BlockBuilder()
+        extents: dict[str, Any] = {}
+        params = [
+            relax.Var(key, _tensor_type(text, extents)) for key, text in [*inputs.items(), *weights.items()]
+        ]
+        facts = {"num_input": len(inputs)} | {f"tvmq.{key}": value for key, value in attrs.items()}
+        with builder.function(name, params, facts):
+            with builder.dataflow():
+                result = builder.emit_output(body(Ops(builder), *params))
+            builder.emit_func_output(result)
+        return builder.get()
+
+    return build
+
+
+def _tensor_type(text: str, extents: dict[str, Any]) -> Any:
+    match = _TYPE.fullmatch(text)
+    assert match, text
+    dims = [part.strip() for part in match[2].split(",") if part.strip()]
+    shape = [
+        int(dim) if dim.isdigit() else extents.setdefault(dim, tvm.tirx.Var(dim, "int64")) for dim in dims
+    ]
+    return relax.TensorType(shape, match[1])
+
+
+@pytest.fixture
+def plan() -> Callable[..., BitPlan]:
+    """``plan({"fc.weight": 3, "emb.weight": ((6, 3), (4, 2))}, group_size=4)``: bits, or word clusters."""
+
+    def make(bits: Mapping[str, Any], **options: Any) -> BitPlan:
+        blocks = [
+            BlockBits(tensor=tensor, block="B", bits=value, **options)
+            for tensor, value in bits.items()
+            if isinstance(value, int)
+        ]
+        words = [
+            WordBits(tensor=tensor, block="W", clusters=value, **options)
+            for tensor, value in bits.items()
+            if not isinstance(value, int)
+        ]
+        return BitPlan(schema=1, blocks=tuple(blocks), words=tuple(words), source="test")
+
+    return make
+
+
+@pytest.fixture
+def apply() -> Callable[..., tvm.IRModule]:
+    """``apply(module, *passes)``: every result must be well formed, no pass may change its input."""
+
+    def run(module: tvm.IRModule, *passes: Callable[[tvm.IRModule], tvm.IRModule]) -> tvm.IRModule:
+        for step in passes:
+            before = module.script()
+            result = step(module)
+            assert module.script() == before, f"{type(step).__name__} changed its input"
+            relax.analysis.well_formed(result)
+            module = result
+        return module
+
+    return run
+
+
+@pytest.fixture
+def annotated(apply: Any) -> Callable[..., tvm.IRModule]:
+    """``annotated(module, plan)``: what the lowering passes take."""
+    return lambda module, bits: apply(module, AnnotateBits(plan=bits))
+
+
+@pytest.fixture
+def same() -> Callable[[tvm.IRModule, tvm.IRModule], None]:
+    """Equal functions, kernels, attributes and parameter names; plain renamings of variables aside."""
+
+    def check(found: tvm.IRModule, expected: tvm.IRModule) -> None:
+        tidy = [relax.transform.CanonicalizeBindings()(module) for module in (found, expected)]
+        assert _signatures(tidy[0]) == _signatures(tidy[1])
+        tvm.ir.assert_structural_equal(*tidy)
+
+    return check
+
+
+def _signatures(module: tvm.IRModule) -> dict[str, list[str]]:
+    """Function -> names of its parameters (kernels: none; their structure says it all)."""
+    return {
+        str(var.name_hint): [str(p.name) for p in function.params]
+        if isinstance(function, relax.Function)
+        else []
+        for var, function in module.functions.items()
+    }
+
+
+@pytest.fixture
+def operators() -> Callable[..., list[str]]:
+    """What ``main`` calls, in order: operators, kinds of composites, names of kernels."""
+
+    def names(module: tvm.IRModule, function: str = "main") -> list[str]:
+        blocks = module[function].body.blocks
+        values = [binding.value for block in blocks for binding in block.bindings]
+        return [_called(module, value) for value in values if isinstance(value, relax.Call)]
+
+    return names
+
+
+def _called(module: tvm.IRModule, call: Any) -> str:
+    composite = composite_of(module, call)
+    if composite is not None:
+        return composite.kind
+    name = str(getattr(call.op, "name", getattr(call.op, "name_hint", "")))
+    return str(call.args[0].name_hint) if name.startswith("relax.call_tir") else name
