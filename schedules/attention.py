@@ -144,9 +144,7 @@ def _pieces(width: int) -> list[tuple[int, int]]:
 Place = Callable[[Any], tuple[Any, tuple[Any, ...]]]
 
 
-def _emit_row(
-    spec: AttentionSpec, q: Any, row: Any, count: Any, key: Place, value: Place, out: Any
-) -> None:
+def _emit_row(spec: AttentionSpec, q: Any, row: Any, count: Any, key: Place, value: Place, out: Any) -> None:
     """One row over ``count`` keys and values, head by head."""
     pieces = _pieces(spec.head_width)
     with T.serial(0, spec.heads) as head:
@@ -163,7 +161,8 @@ def _emit_row(
             size = T.Bind(T.min(count - first, T.int64(LANES)))
             store(scores, (0,), fsplat(LOWEST), LANES)
             with T.serial(0, size) as t:
-                put(scores, (t,), _dot(queries, pieces, key(first + t), base) * T.float32(spec.head_width**-0.5))
+                dot = _dot(queries, pieces, key(first + t), base)
+                put(scores, (t,), dot * T.float32(spec.head_width**-0.5))
             _rescale(scores, top, weight, acc, pieces)
             with T.serial(0, size) as t:
                 buffer, where = value(first + t)

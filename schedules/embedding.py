@@ -34,13 +34,14 @@ class GatherSpec:
 
 
 def gather(spec: GatherSpec, name: str = "gather") -> Any:
-    """PrimFunc (ids[m], [rank[words]], per segment keys, scales, [offsets] or the FP32 table, y[m, width])."""
+    """PrimFunc (ids[m], [rank[words]], keys, scales, [offsets] by segment or FP32 table, y[m, width])."""
     kernel = KernelBuilder(name)
     with kernel.define():
         m = T.int64()
         ids = kernel.param("ids", (m,), "int32")
         rank = kernel.param("rank", (spec.words,), spec.rank_dtype) if spec.rank_dtype else None
-        tables = [_declare(kernel, spec, i) for i in range(len(spec.segments))] or [_declare_float(kernel, spec)]
+        tables = [_declare(kernel, spec, i) for i in range(len(spec.segments))]
+        tables = tables or [_declare_float(kernel, spec)]
         y = kernel.param("y", (m, spec.width))
         reads = [b for b in (ids, rank, *(b for table in tables for b in table)) if b is not None]
         with body([y], reads), T.serial(0, m) as row:

@@ -70,9 +70,7 @@ def float_gemm(spec: FloatSpec, name: str = "float_gemm") -> Any:
     return kernel.result
 
 
-def _tile(
-    spec: FloatSpec, x: Any, weight: Any, bias: Any, y: Any, block: Any, row: Any, tokens: int
-) -> None:
+def _tile(spec: FloatSpec, x: Any, weight: Any, bias: Any, y: Any, block: Any, row: Any, tokens: int) -> None:
     acc = [[scratch((16,)) for _ in range(VECTORS)] for _ in range(tokens)]
     for token in acc:
         for buffer in token:

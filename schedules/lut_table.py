@@ -69,6 +69,7 @@ def _tree_sum(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def table_dtype(tables: Tables) -> str:
+    """Dtype of the entries."""
     return "int8" if tables == "int8" else "float32"
 
 
@@ -104,8 +105,15 @@ def emit_row(
 
 
 def _emit_chunk(
-    layout: ColumnLayout, tables: Tables, source: Any, source_row: Any, row: Any, chunk: Any, table: Any,
-    scale: Any, sums: Any,
+    layout: ColumnLayout,
+    tables: Tables,
+    source: Any,
+    source_row: Any,
+    row: Any,
+    chunk: Any,
+    table: Any,
+    scale: Any,
+    sums: Any,
 ) -> None:
     inverse = None
     peak = scratch((8,))

@@ -191,7 +191,9 @@ def pack_keys(planes: BitPlanes) -> NDArray[np.uint8]:
         bits.reshape(planes.bits, blocks, 4, TILE_ROWS, layout.steps, 8, MU), axis=-1, bitorder="little"
     )[..., 0]
     low, high = nibbles[..., :4], nibbles[..., 4:]
-    tiles = low | (high << 4)  # [bits, blocks, tile, row, step, group of 4]
+    tiles: NDArray[np.uint8] = np.bitwise_or(
+        low, high << 4, dtype=np.uint8
+    )  # [bits, blocks, tile, row, step, group of 4]
     return np.ascontiguousarray(tiles.transpose(1, 0, 4, 2, 3, 5)).reshape(
         blocks, planes.bits, layout.steps, 4, TILE_ROWS * 4
     )

@@ -86,7 +86,6 @@ def topk(spec: SearchSpec, name: str = "topk") -> Any:
     return kernel.result
 
 
-
 def _declare(kernel: KernelBuilder, spec: SearchSpec) -> tuple[Any, Any, Any, Any]:
     m = T.int64()
     logits = kernel.param("logits", (m, spec.vocabulary))

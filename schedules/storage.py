@@ -76,14 +76,17 @@ def word_dtype(words: int) -> str:
 
 
 def order_array(tensor: str, words: int) -> StoredArray:
+    """The map from storage rows to words."""
     return StoredArray(name=f"{tensor}:order", shape=(words,), dtype=word_dtype(words))
 
 
 def rank_array(tensor: str, words: int) -> StoredArray:
+    """The map from words to storage rows."""
     return StoredArray(name=f"{tensor}:rank", shape=(words,), dtype=word_dtype(words))
 
 
 def float_array(tensor: str, n: int, k: int) -> StoredArray:
+    """An FP32 matrix [n, k] as ``float_gemm.pack`` lays it out."""
     return StoredArray(name=f"{tensor}:packed", shape=(row_blocks(n), k, BLOCK_ROWS), dtype="float32")
 
 
@@ -111,7 +114,10 @@ def pack_plain(tensor: str, weight: NDArray[np.float32]) -> dict[str, NDArray]:
 
 
 def _pack_segment(prefix: str, planes: BitPlanes) -> dict[str, NDArray]:
-    arrays: dict[str, NDArray] = {f"{prefix}:keys": pack_keys(planes), f"{prefix}:scales": pack_scales(planes)}
+    arrays: dict[str, NDArray] = {
+        f"{prefix}:keys": pack_keys(planes),
+        f"{prefix}:scales": pack_scales(planes),
+    }
     offsets = pack_offsets(planes)
     return arrays if offsets is None else arrays | {f"{prefix}:offsets": offsets}
 

@@ -11,10 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tvm import tirx
+import tvm.tirx
 from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script.builder import ir as T
+from tvm.tirx.script.builder import ir
 
+T: Any = ir
+"""TVM's builder; untyped, since its operator overloads are made at import time."""
+tirx: Any = tvm.tirx
 LANES = 16
 """Float lanes of the vectors that kernels are written in; LLVM splits them on narrower machines."""
 OPAQUE = 8
@@ -28,7 +31,7 @@ class KernelBuilder:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._builder = IRBuilder()
+        self._builder: Any = IRBuilder()
         self._result: Any = None
 
     @contextmanager
@@ -86,18 +89,22 @@ def put(buffer: Buffer, indices: Sequence[Expr], value: Expr) -> None:
 
 
 def vec(dtype: str, lanes: int) -> str:
+    """The dtype of a vector."""
     return f"{dtype}x{lanes}" if lanes > 1 else dtype
 
 
 def splat(value: Expr, lanes: int = LANES) -> Expr:
+    """A vector of equal lanes."""
     return T.broadcast(value, lanes) if lanes > 1 else value
 
 
 def fsplat(value: float, lanes: int = LANES) -> Expr:
+    """A float32 constant in every lane."""
     return splat(T.float32(value), lanes)
 
 
 def isplat(value: int, lanes: int = LANES) -> Expr:
+    """An int32 constant in every lane."""
     return splat(T.int32(value), lanes)
 
 

@@ -42,7 +42,7 @@ def resolve_targets(name: str) -> tuple[TargetSpec, ...]:
         case "host":
             best = detect_host()
             if not best:
-                raise ValueError("this CPU runs none of the known ISA levels; name a --target to cross-compile")
+                raise ValueError("this CPU runs no known ISA level; name a --target to compile for another")
             return tuple(get_target(n) for n in _NAMES if n in (_NAMES[0], best[0]))
         case "x86-64":
             return tuple(get_target(n) for n in _NAMES)
@@ -55,4 +55,12 @@ def detect_host() -> list[str]:
     return [spec.name for spec in runnable(tuple(get_target(n) for n in _NAMES), host_flags())]
 
 
-__all__ = ["TargetSpec", "detect_host", "get_target", "host_cpu", "host_flags", "resolve_targets", "target_names"]
+__all__ = [
+    "TargetSpec",
+    "detect_host",
+    "get_target",
+    "host_cpu",
+    "host_flags",
+    "resolve_targets",
+    "target_names",
+]

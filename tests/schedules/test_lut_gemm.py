@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from schedules.intrin_exact import exact_sum
 from schedules.intrin_x86 import tile_sum
-from schedules.lut_gemm import LutSpec, Segment, integer_reference, lut_gemm, reference
+from schedules.lut_gemm import LutSpec, Segment, integer_reference, lut_gemm, reference, worth_threads
 from schedules.lut_table import Tables
 from schedules.lut_table import reference as table_reference
 from schedules.packing import BitPlanes
@@ -209,6 +209,19 @@ def test_subnormal_and_largest_half_scales(build: Any, kernel_level: Any, weight
     expected = reference(x, case.planes, case.spec, case.biases)
     for y, wanted in zip(found, expected, strict=False):
         np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=2e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("rows", "bits", "threads"), [(2048, 2, False), (64, 8, False), (4096, 2, True), (32768, 1, True)]
+)
+def test_threads_only_for_large_work(rows: int, bits: int, threads: bool) -> None:
+    """Waking a thread costs microseconds, as long as reading 256 KB of keys."""
+    segment = Segment(
+        rows=rows, bits=bits, group_size=512, offset=False, scale_dtype="float16", output=0, start=0
+    )
+    spec = LutSpec(k=512, outputs=(rows,), segments=(segment,), bias=(False,), activation=("",))
+    assert worth_threads(spec, segment) == threads
+    assert ("parallel" in lut_gemm(spec, "avx2").script()) == threads
 
 
 def test_segments_must_agree_on_columns() -> None:

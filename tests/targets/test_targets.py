@@ -85,7 +85,7 @@ def test_host_is_the_best_level_and_the_fallback(
 
 def test_host_without_any_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("targets.detect_host", list)
-    with pytest.raises(ValueError, match="runs none of the known ISA levels; name a --target"):
+    with pytest.raises(ValueError, match="runs no known ISA level; name a --target"):
         resolve_targets("host")
 
 
