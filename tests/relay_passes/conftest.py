@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from difflib import unified_diff
 from typing import Any
 
 import pytest
 import tvm
 from tvm import relax
+from tvm_ffi import structural_equal
 
 from relay_passes.annotate_bits import AnnotateBits
 from relay_passes.bit_plan import BitPlan, BlockBits, WordBits
@@ -41,19 +43,28 @@ class Ops:
         return self.builder.emit(relax.op.call_dps_packed(symbol, args, like.ty))
 
     def kernel(
-        self, function: Any, name: str, args: list[Any], *outputs: str, in_place: Any = None
+        self, function: Any, name: str, args: list[Any], *outputs: str, in_place: list[int] | None = None
     ) -> list[Any]:
-        """A call of a kernel, added to the module as ``name``; outputs such as ``float32[3, 8]``."""
+        """The results of a call of a kernel, added to the module as ``name``; outputs: ``float32[m, 8]``."""
+        result = self.kernel_call(function, name, args, *outputs, in_place=in_place)
+        return [result] if len(outputs) == 1 else self.fields(result)
+
+    def kernel_call(
+        self, function: Any, name: str, args: list[Any], *outputs: str, in_place: list[int] | None = None
+    ) -> Any:
+        """The same as one variable, a tuple where there are several outputs."""
         shapes = [extent for arg in args if hasattr(arg.ty, "shape") for extent in arg.ty.shape]
-        extents = {e.name: e for e in shapes if tvm.ir.is_prim_var(e)}
+        extents = {extent.name: extent for extent in shapes if tvm.ir.is_prim_var(extent)}
         types = [_tensor_type(text, extents) for text in outputs]
         out = types if len(types) > 1 else types[0]
         var = self.builder.add_func(function, name)
         if in_place is None:
-            result = self.builder.emit(relax.op.call_tir(var, args, out))
-        else:
-            result = self.builder.emit(relax.op.call_tir_inplace(var, args, in_place, out))
-        return [result] if len(types) == 1 else [result[i] for i in range(len(types))]
+            return self.builder.emit(relax.op.call_tir(var, args, out))
+        return self.builder.emit(relax.op.call_tir_inplace(var, args, in_place, out))
+
+    def fields(self, value: Any) -> list[Any]:
+        """The parts of a tuple, each bound to a variable."""
+        return [self.builder.emit(relax.TupleGetItem(value, i)) for i in range(len(value.ty.fields))]
 
 
 @pytest.fixture
@@ -135,14 +146,29 @@ def annotated(apply: Any) -> Callable[..., tvm.IRModule]:
 
 @pytest.fixture
 def same() -> Callable[[tvm.IRModule, tvm.IRModule], None]:
-    """Equal functions, kernels, attributes and parameter names; plain renamings of variables aside."""
+    """Equal functions, kernels, attributes and parameter names; renamings and unread results aside."""
 
     def check(found: tvm.IRModule, expected: tvm.IRModule) -> None:
-        tidy = [relax.transform.CanonicalizeBindings()(module) for module in (found, expected)]
-        assert _signatures(tidy[0]) == _signatures(tidy[1])
-        tvm.ir.assert_structural_equal(*tidy)
+        left, right = _tidy(found), _tidy(expected)
+        assert _signatures(left) == _signatures(right)
+        equal = structural_equal(left, right)  # in an assert, pytest would print every kernel
+        assert equal, _difference(left, right)
 
     return check
+
+
+def _tidy(module: tvm.IRModule) -> tvm.IRModule:
+    module = relax.transform.CanonicalizeBindings()(module)
+    return relax.transform.DeadCodeElimination()(module)
+
+
+def _difference(left: tvm.IRModule, right: tvm.IRModule) -> str:
+    """A few lines for people; kernels are too long to show whole."""
+    lines = []
+    for var in left.functions:
+        texts = [module[var.name_hint].script().splitlines() for module in (left, right)]
+        lines += [f"in {var.name_hint}: {line}" for line in unified_diff(*texts, lineterm="", n=0)]
+    return "\n".join(["- found, + expected", *lines[:12]])
 
 
 def _signatures(module: tvm.IRModule) -> dict[str, list[str]]:
