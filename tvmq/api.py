@@ -6,11 +6,13 @@ Nothing heavy is imported before a function that needs it runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
+from .errors import UsageError
 from .installation import check_installation, require
 from .options import (
     BenchOptions,
@@ -22,14 +24,18 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
     from relay_passes.bit_plan import BitPlan
 
     from .artifact import VerifyResult
+    from .assembly import CompileReport
     from .benchmark import BenchResult
-    from .compiler import CompileReport
     from .diagnosis import Check
     from .evaluation import EvalResult
     from .model_plan import PlanReport
+    from .module_runtime import CompiledModule
     from .runtime import Translator
 
 
@@ -62,30 +68,72 @@ def describe_plan(model: Path | str, options: PlanOptions = PlanOptions()) -> Pl
     return plan_model(Path(model), options)
 
 
+@overload
 def compile(
     model: Path | str,
+    output: Path | str,
+    options: CompileOptions = ...,
+    *,
+    progress: Progress = ...,
+) -> CompileReport: ...
+
+
+@overload
+def compile(
+    model: Module,
+    example_inputs: Sequence[Tensor],
+    output: Path | str,
+    options: CompileOptions = ...,
+    *,
+    dynamic_shapes: Any = ...,
+    progress: Progress = ...,
+) -> CompileReport: ...
+
+
+def compile(model: Any, *args: Any, **keywords: Any) -> CompileReport:
+    """Compile a model folder or a ``torch.nn.Module`` into an artifact folder.
+
+    Two forms: ``compile(folder, output, options)`` for a translation model, and
+    ``compile(module, example_inputs, output, options)`` for any module made of linear, embedding, layer norm,
+    attention and activations; ``load`` then gives a ``Translator`` or a ``CompiledModule``.
+
+    Args:
+        model: folder with config.json, safetensors and tokenizer files; or a float32 module on the CPU, in
+            evaluation mode.
+        example_inputs: module only: a tuple with one tensor per argument of ``forward``.
+        output: folder to write; it appears complete or not at all.
+        options: bits, target, tables.
+        dynamic_shapes: module only: which extents are free, as ``torch.export.export`` takes them; all are
+            fixed without it. Give the example two or more of each free extent.
+        progress: called at every phase.
+
+    Raises:
+        TvmqError: model, inputs, options or output cannot be used.
+    """
+    check_installation()
+    require("torch", "compile")
+    if isinstance(model, str | Path):
+        return _compile_folder(Path(model), *args, **keywords)
+    from torch.nn import Module
+
+    if not isinstance(model, Module):
+        raise UsageError(
+            f"{type(model).__name__} cannot be compiled, expected a model folder or a torch.nn.Module"
+        )
+    return _compile_module(model, *args, **keywords)
+
+
+def _compile_folder(
+    model: Path,
     output: Path | str,
     options: CompileOptions = CompileOptions(),
     *,
     progress: Progress = no_progress,
 ) -> CompileReport:
-    """Compile a model folder into an artifact; see ``tvmq.compiler``.
-
-    Args:
-        model: folder with config.json, safetensors and tokenizer files.
-        output: folder to write; it appears complete or not at all.
-        options: bits, target, tables.
-        progress: called at every phase.
-
-    Raises:
-        TvmqError: model, options or output cannot be used.
-    """
-    check_installation()
-    require("torch", "compile")
     from .compiler import compile_checkpoint
 
     return compile_checkpoint(
-        Path(model),
+        model,
         Path(output),
         plan=plan(model, options.plan),
         target=options.target,
@@ -97,8 +145,40 @@ def compile(
     )
 
 
-def load(artifact: Path | str, *, threads: int = 1, isa: str | None = None) -> Translator:
-    """Open an artifact for translation; see ``tvmq.runtime.load``."""
+def _compile_module(
+    module: Module,
+    example_inputs: Sequence[Tensor],
+    output: Path | str,
+    options: CompileOptions = CompileOptions(),
+    *,
+    dynamic_shapes: Any = None,
+    progress: Progress = no_progress,
+) -> CompileReport:
+    from .module_compiler import compile_module
+
+    return compile_module(
+        module, example_inputs, Path(output), options, dynamic_shapes=dynamic_shapes, progress=progress
+    )
+
+
+def load(artifact: Path | str, *, threads: int = 1, isa: str | None = None) -> Translator | CompiledModule:
+    """Open an artifact: a ``Translator`` for a translation model, a ``CompiledModule`` for a module.
+
+    See ``tvmq.runtime.load`` and ``tvmq.module_runtime.load``.
+    """
+    check_installation()
+    from .artifact import open_artifact
+    from .loading import MODULE_FAMILY
+
+    if open_artifact(artifact).manifest.family != MODULE_FAMILY:
+        return load_translator(artifact, threads=threads, isa=isa)
+    from .module_runtime import load as open_module
+
+    return open_module(artifact, threads=threads, isa=isa)
+
+
+def load_translator(artifact: Path | str, *, threads: int = 1, isa: str | None = None) -> Translator:
+    """As ``load``, but InputError for an artifact that does not translate."""
     check_installation()
     from .runtime import load as open_translator
 
@@ -117,7 +197,7 @@ def evaluate(
     require("sacrebleu", "eval")
     from .evaluation import evaluate as score_artifact
 
-    with closing(load(artifact, threads=search.threads, isa=search.isa)) as translator:
+    with closing(load_translator(artifact, threads=search.threads, isa=search.isa)) as translator:
         return score_artifact(translator, Path(data), search, limit=limit, progress=progress)
 
 

@@ -142,7 +142,7 @@ def _measure(
     search = SearchOptions()
     start = time.perf_counter()
     with ui.progress() as progress:
-        with closing(api.load(setting.artifact)) as translator:
+        with closing(api.load_translator(setting.artifact)) as translator:
             outputs = translate_all(translator, sources, search, progress)
         runs = []
         for part, beam in enumerate((1, search.beam)):

@@ -23,7 +23,7 @@ from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 from tvm.sym import Analyzer
 
-from .torch_ops import Converter, attention
+from .torch_ops import Converter, attention, select
 
 PATH_SEPARATOR = "__"
 
@@ -86,7 +86,10 @@ class _Importer(ExportedProgramImporter):
             return result
         if not isinstance(result, relax.Var):
             result = self._raw_builder.emit(result)
-        return self._raw_builder.match_cast(result, relax.TensorType(expected, kind.dtype))
+        if kind.shape is None:
+            return self._raw_builder.match_cast(result, relax.TensorType(expected, kind.dtype))
+        # a match_cast of one expression of an extent to another sends CanonicalizeBindings into a loop
+        return self._raw_builder.emit(relax.op.reshape(result, expected))
 
     def _extent(self, extent: int | torch.SymInt) -> Any:
         """A number, or a symbolic extent in the function's own variables; None if that cannot be said."""
@@ -253,4 +256,5 @@ _CONVERTERS: dict[str, Converter] = {
     "cached_attention.default": _kernel_call("tvmq.cached_attention", 0),
     "cross_attention.default": _kernel_call("tvmq.cross_attention", 0),
     "scaled_dot_product_attention.default": attention,
+    "select.int": select,
 }

@@ -19,6 +19,7 @@ from relay_passes.annotate_bits import AnnotateBits
 from relay_passes.bit_plan import BitPlan
 from relay_passes.check_bits import CheckBits
 from relay_passes.fold_transpose import FoldTranspose
+from relay_passes.legalize import Legalize
 from relay_passes.lower_attention import LowerAttention
 from relay_passes.lower_embedding import LowerEmbedding
 from relay_passes.lower_linear import LowerLinear
@@ -66,7 +67,7 @@ def target_phases(plan: BitPlan, target: TargetSpec, tables: Tables) -> list[Pha
             name=f"3-fused-{target.name}",
             passes=[
                 relax.transform.ConvertToDataflow(min_size=2),
-                relax.transform.LegalizeOps(),
+                Legalize(),
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FoldConstant(),
                 relax.transform.FuseOps(),

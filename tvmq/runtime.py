@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from targets import detect_host
-
-from . import selftest, vm
-from .artifact import Artifact, Manifest, open_artifact, verify_files
+from . import selftest
+from .artifact import Artifact, Manifest
 from .errors import InputError, UsageError
+from .loading import MODULE_FAMILY, open_checked
 from .search import Candidate, SearchOptions, beam_search, greedy_search
 from .tokenizer import MarianTokenizer
 from .translation import TranslationModel
@@ -46,34 +45,14 @@ def load(path: Path | str, *, threads: int = 1, isa: str | None = None) -> Trans
         VerificationError: damaged or changed files, or a failed self-test.
         UsageError: unknown level, or fewer than one thread.
     """
-    if threads < 1:
-        raise UsageError(f"threads is {threads}, expected at least 1")
-    artifact = open_artifact(path)
-    level = _pick_level(artifact, isa)
-    library = next(entry.library for entry in artifact.manifest.isa_levels if entry.name == level)
-    verify_files(artifact, [library, artifact.manifest.weights.file, selftest.FILE_NAME])
+    opened = open_checked(path, threads=threads, isa=isa)
+    artifact = opened.artifact
+    if artifact.manifest.family == MODULE_FAMILY:
+        raise InputError(f"{path}: holds a module, not a translation model; call it: tvmq.load(path)(inputs)")
     tokenizer = MarianTokenizer.open(artifact.path / "tokenizer")
-    vm.set_threads(threads)
-    model = TranslationModel(artifact, library)
-    selftest.check(artifact, model, level)
-    return Translator(artifact, level, model, tokenizer)
-
-
-def _pick_level(artifact: Artifact, wanted: str | None) -> str:
-    present = [level.name for level in artifact.manifest.isa_levels]
-    runs = [name for name in detect_host() if name in present]
-    if wanted is not None:
-        if wanted not in present:
-            raise UsageError(f"the artifact has no ISA level {wanted!r}; it has {', '.join(present)}")
-        if wanted not in runs:
-            raise UsageError(f"this CPU cannot run ISA level {wanted}; it runs {', '.join(runs) or 'none of them'}")
-        return wanted
-    if not runs:
-        raise InputError(
-            f"{artifact.path}: compiled for {', '.join(present)}, none of which this CPU runs; "
-            "compile with --target x86-64"
-        )
-    return runs[0]
+    model = TranslationModel(artifact, opened.library)
+    selftest.check(artifact, model, opened.isa)
+    return Translator(artifact, opened.isa, model, tokenizer)
 
 
 class Translator:
@@ -197,8 +176,10 @@ class Translator:
             raise InputError(
                 f"sentence {index + 1} has {len(source)} tokens, the model takes at most {limit}; split it"
             )
-        if len(source) and not (0 <= min(source) and max(source) < words):
-            raise InputError(f"sentence {index + 1} holds a token id outside 0..{words - 1}; use the model's tokenizer")
+        if len(source) and not (min(source) >= 0 and max(source) < words):
+            raise InputError(
+                f"sentence {index + 1} holds a token id outside 0..{words - 1}; use the model's tokenizer"
+            )
 
     def _search(self, sources: list[Sequence[int]], options: SearchOptions) -> list[list[Candidate]]:
         if self._model is None:

@@ -15,11 +15,11 @@ import numpy as np
 
 from .artifact import Artifact
 from .errors import VerificationError
+from .loading import SELF_TEST
 from .manifest import FileInfo, Manifest
 from .store import read_json_object
 from .translation import TranslationModel
 
-FILE_NAME = "selftest.json"
 SOURCE_TOKENS = 6
 WATCHED = 8
 TOLERANCE = 0.05
@@ -37,7 +37,7 @@ def record(staging: Path, manifest: Manifest, level: str | None) -> None:
         staged = Artifact(path=staging, manifest=_with_files(manifest))
         logp, ids = _first_step(TranslationModel(staged, f"lib/{level}.so"), source)
         document = {"source": source, "ids": ids, "logp": [round(value, 4) for value in logp]}
-    (staging / FILE_NAME).write_text(json.dumps(document) + "\n", encoding="utf-8")
+    (staging / SELF_TEST).write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 
 def check(artifact: Artifact, model: TranslationModel, isa: str) -> None:
@@ -46,7 +46,7 @@ def check(artifact: Artifact, model: TranslationModel, isa: str) -> None:
     Raises:
         VerificationError: the answers differ.
     """
-    document = read_json_object(artifact.file(FILE_NAME), _MAX_BYTES, error=VerificationError)
+    document = read_json_object(artifact.file(SELF_TEST), _MAX_BYTES, error=VerificationError)
     source = document.get("source")
     if not source:
         return

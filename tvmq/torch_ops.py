@@ -47,6 +47,16 @@ def attention(node: fx.Node, importer: Any) -> relax.Var:
     return emit(relax.op.matmul(weights, value))
 
 
+def select(node: fx.Node, importer: Any) -> relax.Var:
+    """One place of an axis, which then is gone; TVM's own converter gathers, and warns about it."""
+    x, axis, place = importer.retrieve_args(node)
+    axis %= x.ty.ndim
+    extent = x.ty.shape[axis]
+    start = place if not isinstance(place, int) or place >= 0 else extent + place
+    part = importer.block_builder.emit(relax.op.strided_slice(x, [axis], [start], [start + 1]))
+    return importer.block_builder.emit(relax.op.squeeze(part, [axis]))
+
+
 def _repeat_heads(emit: Any, x: Any, query: Any) -> Any:
     """Keys or values [..., g, t, d] for the heads of ``query`` [..., h, s, d], h a multiple of g."""
     times = int(query.ty.shape[-3]) // int(x.ty.shape[-3])
@@ -62,7 +72,7 @@ def _masked(scores: Any, mask: Any) -> Any:
 def _causal(query: Any, key: Any) -> Any:
     """[s, t]: minus infinity where position t lies after s, else zero."""
     shape = relax.ShapeExpr([query.ty.shape[-2], key.ty.shape[-2]])
-    return relax.op.triu(relax.op.full(shape, relax.const(-math.inf, "float32")), k=1)
+    return relax.op.triu(relax.op.full(shape, relax.const(-math.inf, "float32"), "float32"), k=1)
 
 
 def _safe_softmax(emit: Any, scores: Any) -> Any:

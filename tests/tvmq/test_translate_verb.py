@@ -34,7 +34,7 @@ SCRIPT = textwrap.dedent(
         def close(self):
             pass
 
-    api.load = lambda artifact, *, threads, isa: Upper()
+    api.load_translator = lambda artifact, *, threads, isa: Upper()
     sys.exit(main())
     """
 )

@@ -73,7 +73,8 @@ def translate(
     )
     if output is not None:
         _check_output(output, force)
-    with open_input(input_file) as stream, closing(api.load(artifact, threads=threads, isa=isa)) as model:
+    translator = api.load_translator(artifact, threads=threads, isa=isa)
+    with open_input(input_file) as stream, closing(translator) as model:
         results = translate_lines(model, stream, search, n_best=n_best, undecodable=errors)
         counted = _counted(results, ui, shown=not sys.stdout.isatty() or output is not None)
         if json_output:

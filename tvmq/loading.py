@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first steps of running any artifact: check it, pick the ISA level, hash what will be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from targets import detect_host
+
+from . import vm
+from .artifact import Artifact, open_artifact, verify_files
+from .errors import InputError, UsageError
+
+MODULE_FAMILY = "module"
+"""``family`` of artifacts made from a user's own module; all others translate."""
+SELF_TEST = "selftest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """An artifact whose used files have the right hash, and the library that this CPU runs."""
+
+    artifact: Artifact
+    isa: str
+    library: str
+
+
+def open_checked(path: Path | str, *, threads: int, isa: str | None) -> Opened:
+    """Opens an artifact for running.
+
+    Args:
+        path: the artifact folder.
+        threads: threads that large kernels use, at least 1.
+        isa: an ISA level instead of the best that this CPU and the artifact share.
+
+    Raises:
+        InputError: no artifact, or none of its levels runs here.
+        VerificationError: damaged or changed files.
+        UsageError: unknown level, or fewer than one thread.
+    """
+    if threads < 1:
+        raise UsageError(f"threads is {threads}, expected at least 1")
+    artifact = open_artifact(path)
+    level = _pick_level(artifact, isa)
+    library = next(entry.library for entry in artifact.manifest.isa_levels if entry.name == level)
+    verify_files(artifact, [library, artifact.manifest.weights.file, SELF_TEST])
+    vm.set_threads(threads)
+    return Opened(artifact=artifact, isa=level, library=library)
+
+
+def _pick_level(artifact: Artifact, wanted: str | None) -> str:
+    present = [level.name for level in artifact.manifest.isa_levels]
+    runs = [name for name in detect_host() if name in present]
+    if wanted is not None:
+        if wanted not in present:
+            raise UsageError(f"the artifact has no ISA level {wanted!r}; it has {', '.join(present)}")
+        if wanted not in runs:
+            known = ", ".join(runs) or "none of them"
+            raise UsageError(f"this CPU cannot run ISA level {wanted}; it runs {known}")
+        return wanted
+    if not runs:
+        raise InputError(
+            f"{artifact.path}: compiled for {', '.join(present)}, none of which this CPU runs; "
+            "compile with --target x86-64"
+        )
+    return runs[0]
