@@ -69,7 +69,7 @@ class _SearchLowering(Lowering):
     def _storage_order(self, logits: Any) -> tuple[Any, str]:
         """(logits in storage order, tensor whose order it is) behind a take by rank, else as they are."""
         value = self._origin(logits)
-        if getattr(getattr(value, "op", None), "name", "") != "relax.take":
+        if getattr(getattr(value, "op", None), "name", "") != "relax.take" or value.attrs["axis"] != 1:
             return logits, ""
         index = self._origin(value.args[1])
         if getattr(getattr(index, "op", None), "name", "") != "relax.astype":

@@ -50,12 +50,21 @@ class Ops:
         return [result] if len(outputs) == 1 else self.fields(result)
 
     def kernel_call(
-        self, function: Any, name: str, args: list[Any], *outputs: str, in_place: list[int] | None = None
+        self,
+        function: Any,
+        name: str,
+        args: list[Any],
+        *outputs: str,
+        in_place: list[int] | None = None,
+        extents: Any = None,
     ) -> Any:
-        """The same as one variable, a tuple where there are several outputs."""
-        shapes = [extent for arg in args if hasattr(arg.ty, "shape") for extent in arg.ty.shape]
-        extents = {extent.name: extent for extent in shapes if tvm.ir.is_prim_var(extent)}
-        types = [_tensor_type(text, extents) for text in outputs]
+        """The same as one variable, a tuple where there are several outputs.
+
+        Free extents are those of ``args``, and of the variable ``extents``.
+        """
+        shapes = [e for arg in [*args, *([] if extents is None else [extents])] for e in arg.ty.shape]
+        known = {extent.name: extent for extent in shapes if tvm.ir.is_prim_var(extent)}
+        types = [_tensor_type(text, known) for text in outputs]
         out = types if len(types) > 1 else types[0]
         var = self.builder.add_func(function, name)
         if in_place is None:
