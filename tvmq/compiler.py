@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ def compile_checkpoint(
         )
         write_weights(staging / WEIGHTS_FILE, arrays)
         (staging / "plan.json").write_bytes(encode_plan(plan))
-        _copy_tokenizer(tokenizer, staging / "tokenizer")
+        _write_tokenizer(tokenizer, staging / "tokenizer")
         rows, columns = loaded.positions.shape
         weights = Weights(
             file=WEIGHTS_FILE,
@@ -117,15 +116,10 @@ def compile_checkpoint(
     return CompileReport(output=output, manifest=written, seconds=clock.seconds)
 
 
-def _copy_tokenizer(tokenizer: MarianTokenizer, folder: Path) -> None:
-    """Copies the tokenizer's files; vocab.json loses its white space, nothing else."""
+def _write_tokenizer(tokenizer: MarianTokenizer, folder: Path) -> None:
     folder.mkdir()
-    for file in tokenizer.files():
-        data = file.read_bytes()
-        if file.name == "vocab.json":
-            text = json.dumps(json.loads(data), ensure_ascii=False, separators=(",", ":"))
-            data = text.encode("utf-8")
-        (folder / file.name).write_bytes(data)
+    for name, data in tokenizer.packed().items():
+        (folder / name).write_bytes(data)
 
 
 def _manifest(

@@ -4,26 +4,28 @@
 Ids and text are those of transformers' MarianTokenizer (5.23) on its default path: special tokens are
 cut out first, a ``>>code<<`` prefix stays one token, each rest goes through SentencePiece, and pieces
 are looked up in vocab.json. Its punctuation normaliser exists but is not on that path, so it is not here.
+
+A folder is either a model's (plain files) or an artifact's (``packed``: large files compressed).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .compressed import MAX_BYTES, SUFFIX, compress, read_compressed
 from .errors import InputError
-from .store import read_bytes, read_json_object, show
+from .store import parse_json, read_bytes, read_json_object, show
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 SOURCE, TARGET, VOCABULARY = "source.spm", "target.spm", "vocab.json"
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
-_MAX_JSON = 64 << 20
-_MAX_MODEL = 256 << 20
 _DEFAULT_SPECIAL = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
 _UNDERLINE = "▁"
 # transformers' clean_up_tokenization, in its order
@@ -57,10 +59,12 @@ class MarianTokenizer:
 
     @classmethod
     def open(cls, folder: Path | str) -> MarianTokenizer:
-        """Reads source.spm, target.spm, vocab.json and tokenizer_config.json of a model folder.
+        """Reads source.spm, target.spm, vocab.json and tokenizer_config.json of a model folder, or their
+        compressed copies in an artifact.
 
         Raises:
             InputError: a file is missing or damaged, or asks for something that is not supported.
+            VerificationError: a compressed copy is damaged.
         """
         folder = Path(folder)
         try:
@@ -71,7 +75,7 @@ class MarianTokenizer:
     @classmethod
     def _read(cls, folder: Path) -> MarianTokenizer:
         config = _read_config(folder)
-        vocabulary = _read_vocabulary(folder / VOCABULARY)
+        vocabulary = _read_vocabulary(folder)
         tokens = {key: _token_text(folder / CONFIG, key, config.get(key)) for key in _DEFAULT_SPECIAL}
         if tokens["unk_token"] not in vocabulary:
             missing = show(tokens["unk_token"])
@@ -81,7 +85,11 @@ class MarianTokenizer:
         for token in (tokens[key] for key in ("eos_token", "unk_token", "pad_token")):
             special[token] = vocabulary.get(token, len(vocabulary | special))
         _check_added(folder / CONFIG, config.get("added_tokens_decoder", {}), special)
-        _load(folder / TARGET)  # part of the model's files; a damaged copy must not ship
+        source = _read_file(folder, SOURCE)
+        if not _is_packed(folder):  # part of the model's files: a damaged one must not ship
+            target = _read_file(folder, TARGET)
+            if target != source:
+                _load(target, folder / TARGET)
         return cls(
             folder=folder,
             vocabulary=vocabulary,
@@ -92,7 +100,7 @@ class MarianTokenizer:
             _pieces=pieces,
             _special=special,
             _split=re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")"),
-            _source=_load(folder / SOURCE),
+            _source=_load(source, folder / SOURCE),
         )
 
     def encode(self, text: str) -> list[int]:
@@ -120,10 +128,22 @@ class MarianTokenizer:
                 text = text.replace(before, after)
         return text
 
-    def files(self) -> list[Path]:
-        """The tokenizer's own files, to be copied into an artifact."""
-        names = (SOURCE, TARGET, VOCABULARY, CONFIG, SPECIAL)
-        return [self.folder / name for name in names if (self.folder / name).exists()]
+    def packed(self) -> dict[str, bytes]:
+        """Name -> bytes of the files as an artifact stores them, from a plain model folder.
+
+        SentencePiece models and vocabulary are compressed, a target model equal to the source's is left
+        out, and the vocabulary loses its white space; settings stay as they are.
+        """
+        models = {name: _read_file(self.folder, name) for name in (SOURCE, TARGET)}
+        if models[TARGET] == models[SOURCE]:
+            del models[TARGET]
+        vocabulary = json.dumps(self.vocabulary, ensure_ascii=False, separators=(",", ":"))
+        large = {**models, VOCABULARY: vocabulary.encode("utf-8")}
+        small = [name for name in (CONFIG, SPECIAL) if (self.folder / name).exists()]
+        return {
+            **{name + SUFFIX: compress(data) for name, data in large.items()},
+            **{name: _read_file(self.folder, name) for name in small},
+        }
 
     def _tokenize(self, text: str) -> list[str]:
         code: list[str] = []
@@ -140,9 +160,9 @@ class MarianTokenizer:
 def _read_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with the older special_tokens_map.json merged in as transformers does."""
     path = folder / CONFIG
-    config = read_json_object(path, _MAX_JSON) if path.exists() else {}
+    config = read_json_object(path, MAX_BYTES) if path.exists() else {}
     if "added_tokens_decoder" not in config and (folder / SPECIAL).exists():
-        config |= read_json_object(folder / SPECIAL, _MAX_JSON)
+        config |= read_json_object(folder / SPECIAL, MAX_BYTES)
     unsupported = [
         key
         for key, value in config.items()
@@ -182,8 +202,23 @@ def _check_added(path: Path, added: object, special: dict[str, int]) -> None:
             raise InputError(f"{path}: the added token {show(text)} (id {show(index)}) is not supported")
 
 
-def _read_vocabulary(path: Path) -> dict[str, int]:
-    vocabulary = read_json_object(path, _MAX_JSON)
+def _is_packed(folder: Path) -> bool:
+    """Whether a folder is an artifact's: the source model exists in compressed form only."""
+    return (folder / (SOURCE + SUFFIX)).exists() and not (folder / SOURCE).exists()
+
+
+def _read_file(folder: Path, name: str) -> bytes:
+    """A file of a model folder, or what its compressed copy in an artifact holds."""
+    if _is_packed(folder):
+        return read_compressed(folder / (name + SUFFIX))
+    return read_bytes(folder / name, MAX_BYTES)
+
+
+def _read_vocabulary(folder: Path) -> dict[str, int]:
+    path = folder / VOCABULARY
+    vocabulary = parse_json(_read_file(folder, VOCABULARY), str(path))
+    if not isinstance(vocabulary, dict):
+        raise InputError(f"{path}: holds a {type(vocabulary).__name__}, expected a JSON object")
     for piece, index in vocabulary.items():
         if type(index) is not int or not 0 <= index < 1 << 31:
             raise InputError(f"{path}: the id of {show(piece)} is {show(str(index))}, expected a number")
@@ -192,10 +227,9 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     return vocabulary
 
 
-def _load(path: Path) -> SentencePieceProcessor:
+def _load(model: bytes, path: Path) -> SentencePieceProcessor:
     from sentencepiece import SentencePieceProcessor
 
-    model = read_bytes(path, _MAX_MODEL)
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)

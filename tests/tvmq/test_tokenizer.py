@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import random
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tvmq.errors import InputError
+from tvmq.compressed import compress
+from tvmq.errors import InputError, VerificationError
 from tvmq.tokenizer import MarianTokenizer
 
 MODEL = Path(__file__).parents[2] / "models" / "nmt-en-de"
@@ -164,8 +166,56 @@ def test_invalid_unicode_and_ids(tokenizer: MarianTokenizer) -> None:
             tokenizer.decode([index])
 
 
-def test_files(tokenizer: MarianTokenizer) -> None:
-    assert [p.name for p in tokenizer.files()] == list(FILES)
+def write_packed(tokenizer: MarianTokenizer, folder: Path) -> Path:
+    folder.mkdir()
+    for name, data in tokenizer.packed().items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def test_packed_files_give_the_same_tokenizer(tokenizer: MarianTokenizer, tmp_path: Path) -> None:
+    packed = tokenizer.packed()
+    assert list(packed) == ["source.spm.xz", "vocab.json.xz", "tokenizer_config.json"]  # target = source
+    assert packed == tokenizer.packed()
+    assert sum(map(len, packed.values())) < 300_000
+    again = MarianTokenizer.open(write_packed(tokenizer, tmp_path / "packed"))
+    assert again.vocabulary == tokenizer.vocabulary
+    for text in ODD + sample()[:100]:
+        ids = again.encode(text)
+        assert ids == tokenizer.encode(text)
+        assert again.decode(ids) == tokenizer.decode(ids)
+
+
+def test_another_target_and_settings_are_kept(variant: Callable[..., Path], tmp_path: Path) -> None:
+    folder = variant()
+    other = (MODEL / "target.spm").read_bytes()
+    (folder / "target.spm").write_bytes(other + b"\x82\x01\x00")  # an unknown empty field
+    (folder / "special_tokens_map.json").write_text("{}")
+    packed = MarianTokenizer.open(folder).packed()
+    assert lzma.decompress(packed["target.spm.xz"]) == (folder / "target.spm").read_bytes()
+    assert packed["special_tokens_map.json"] == b"{}"
+
+
+@pytest.mark.parametrize("name", ["source.spm.xz", "vocab.json.xz"])
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_damaged_packed_files(tokenizer: MarianTokenizer, tmp_path: Path, name: str, damage: str) -> None:
+    place = write_packed(tokenizer, tmp_path / "packed") / name
+    data = place.read_bytes()
+    half = len(data) // 2
+    rest = b"" if damage == "cut" else bytes([data[half] ^ 1]) + data[half + 1 :]
+    place.write_bytes(data[:half] + rest)
+    with pytest.raises(VerificationError, match=name):
+        MarianTokenizer.open(place.parent)
+
+
+def test_a_packed_vocabulary_that_is_none(tokenizer: MarianTokenizer, tmp_path: Path) -> None:
+    folder = write_packed(tokenizer, tmp_path / "packed")
+    (folder / "vocab.json.xz").write_bytes(compress(b"[]"))
+    with pytest.raises(InputError, match="holds a list"):
+        MarianTokenizer.open(folder)
+    (folder / "vocab.json.xz").unlink()
+    with pytest.raises(VerificationError, match=r"vocab.json.xz: cannot be read"):
+        MarianTokenizer.open(folder)
 
 
 def test_needs_neither_transformers_nor_torch() -> None:
