@@ -73,7 +73,7 @@ def _allocation(value: Any) -> Key | None:
 
 
 class _Aliases:
-    """Which allocations a variable stands for, through renamings, tuples and in-place results."""
+    """Which allocations a variable stands for, through renamings, tuples, views and in-place results."""
 
     def __init__(self, bindings: list[Any]) -> None:
         self._bindings = bindings
@@ -87,6 +87,9 @@ class _Aliases:
                 self.whole.update(arg for arg in value.args if isinstance(arg, relax.Var))
             if _allocation(value) is not None:
                 self._of[var] = {var}
+            elif isinstance(value, relax.Call):
+                # A reshape is a view of its argument; a kernel's call has no result that could be one.
+                self._of[var] = set().union(*(self.origins(arg) for arg in value.args))
             elif isinstance(value, relax.Var):
                 self.whole.add(value)
                 self._of[var] = self.origins(value)
