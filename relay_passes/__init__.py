@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Relax passes: Relax in, Relax and TensorIR out. One pass a file; a frozen dataclass, its fields are options.
+"""Relax passes: Relax in, Relax and TensorIR out. One pass a file: a frozen dataclass with its options.
 
 ``tvmq.pipeline`` orders them. Importing this package imports no TVM; ``get_pass`` imports one pass.
 """
