@@ -130,6 +130,6 @@ def _after_memory() -> list[Any]:
         transform.KillAfterLastUse(),
         transform.LowerRuntimeBuiltin(),
         transform.ComputePrimValue(),
-        transform.VMShapeLower(),
+        transform.VMShapeLower(emit_err_ctx=False),
         transform.AttachGlobalSymbol(),
     ]
