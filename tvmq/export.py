@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.modules import transformer
 
 
 def export_program(module: nn.Module, inputs: tuple[Any, ...], shapes: Any = None) -> ExportedProgram:
@@ -45,17 +49,33 @@ def _decompositions() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.export about its own tree specs
-        yield
+    """Errors say what is wrong; torch's own log and graph dumps do not reach the user."""
+    log = logging.getLogger("torch")
+    level = log.level
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Without the fused fast path of nn.TransformerEncoderLayer, which is one opaque operator."""
+    """Transformer layers of torch.nn as plain operators.
+
+    Their fused fast path is one opaque operator; their search for causal masks looks at values, only to
+    pick a faster path.
+    """
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with mock.patch.object(transformer, "_detect_is_causal_mask", _as_said):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _as_said(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+    return bool(is_causal)

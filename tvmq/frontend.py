@@ -23,9 +23,13 @@ from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 from tvm.sym import Analyzer
 
-from .torch_ops import Converter, attention, select
+from .torch_ops import Converter, attention, layer_norm, select
 
 PATH_SEPARATOR = "__"
+
+
+class UnsupportedOperator(ValueError):
+    """A node of an exported graph that cannot be translated: its operator, its module and why."""
 
 
 class _NamingBuilder:
@@ -71,8 +75,14 @@ class _Importer(ExportedProgramImporter):
 
     def _tracked(self, convert: Callable[..., Any]) -> Callable[..., Any]:
         def run(node: fx.Node, *rest: Any) -> Any:
-            self._current = module_path(node).replace(".", PATH_SEPARATOR)
-            return self._with_known_shape(node, convert(node, *rest))
+            path = module_path(node)
+            self._current = path.replace(".", PATH_SEPARATOR)
+            try:
+                return self._with_known_shape(node, convert(node, *rest))
+            except Exception as error:
+                # converters fail in whatever way their first wrong assumption does
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                raise UnsupportedOperator(f"{node.target} in {path}: {reason[-1]}") from error
 
         return run
 
@@ -248,13 +258,16 @@ def _kernel_call(symbol: str, shape_of: int) -> Converter:
     return convert
 
 
-_REFUSED = {"cond", "item.default", "_local_scalar_dense.default", "bernoulli.p", "randn.default",
-            "randn_like.default", "exponential.default", "masked_select.default"}  # fmt: skip
+_REFUSED = {
+    "cond", "item.default", "_local_scalar_dense.default", "masked_select.default", "native_dropout.default",
+    "bernoulli.p", "randn.default", "randn_like.default", "exponential.default",
+}  # fmt: skip
 """Operators that TVM imports but that give no pure function of the inputs."""
 _CONVERTERS: dict[str, Converter] = {
     "ragged_attention.default": _kernel_call("tvmq.ragged_attention", 0),
     "cached_attention.default": _kernel_call("tvmq.cached_attention", 0),
     "cross_attention.default": _kernel_call("tvmq.cross_attention", 0),
     "scaled_dot_product_attention.default": attention,
+    "layer_norm.default": layer_norm,
     "select.int": select,
 }

@@ -6,7 +6,7 @@ First step of ``module_compiler``: nothing of the module is changed, its weights
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from .errors import InputError
 from .export import export_program
-from .frontend import first_names, import_program, tensor_of, unknown_operators
+from .frontend import UnsupportedOperator, first_names, import_program, tensor_of, unknown_operators
 from .module_runtime import ENTRY
 from .signature import DTYPES, Extent, Returns, Signature, TensorSpec
 
@@ -82,7 +82,7 @@ def export_module(
     names = _extent_names(program, dynamic_shapes)
     return ExportedModule(
         name=type(module).__name__,
-        graphs=import_program(program, ENTRY),
+        graphs=_import(program),
         signature=_signature(program, names),
         state=_state(program),
         examples=[example.detach().numpy() for example in examples],
@@ -130,9 +130,16 @@ def _export(module: nn.Module, examples: tuple[torch.Tensor, ...], shapes: Any) 
         if "data-dependent" in text or "Dynamic control flow" in text or "unbacked" in text.lower():
             raise InputError(
                 "forward takes decisions on the values of tensors, which a compiled graph cannot; "
-                f"use torch.where instead (torch.export: {_short(text)})"
+                f"use torch.where instead (torch.export: {_short(text, 100)})"
             ) from error
         raise InputError(f"torch.export cannot trace the module: {_short(text)}") from error
+
+
+def _import(program: ExportedProgram) -> tvm.IRModule:
+    try:
+        return import_program(program, ENTRY)
+    except UnsupportedOperator as error:
+        raise InputError(f"unsupported use of operator {error}; supported are {SUPPORTED}") from error
 
 
 def _short(text: str, limit: int = 300) -> str:
@@ -170,13 +177,24 @@ def _extent_names(program: ExportedProgram, shapes: Any) -> dict[sympy.Symbol, s
     if isinstance(shapes, Mapping):
         shapes = [shapes.get(name) for name in values]
     names: dict[sympy.Symbol, sympy.Symbol] = {}
-    for value, axes in zip(values.values(), shapes or (), strict=False):
+    for value, axes in zip(values.values(), _leaves(shapes or ()), strict=False):
         pairs = axes.items() if isinstance(axes, Mapping) else enumerate(axes or ())
         for axis, dim in pairs:
             name, extent = getattr(dim, "__name__", None), value.shape[axis]
             if name and isinstance(extent, torch.SymInt) and isinstance(extent.node.expr, sympy.Symbol):
                 names.setdefault(extent.node.expr, sympy.Symbol(name))
     return names
+
+
+def _leaves(shapes: Any) -> Iterator[Any]:
+    """What ``dynamic_shapes`` says of each input, containers of inputs opened."""
+    if isinstance(shapes, Mapping) and not all(isinstance(key, int) for key in shapes):
+        shapes = list(shapes.values())
+    if isinstance(shapes, tuple | list) and any(isinstance(item, Mapping | tuple | list) for item in shapes):
+        for item in shapes:
+            yield from _leaves(item)
+    else:
+        yield shapes
 
 
 def _input_values(program: ExportedProgram) -> dict[str, torch.Tensor]:

@@ -76,12 +76,30 @@ def aligned(shape: Sequence[int], dtype: Any) -> NDArray[Any]:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
+_LOADED: dict[Path, list[tuple[int, int]]] = {}
+"""Library -> the files (device, inode) that were loaded under its name, for the life of the process."""
+
+
+def _loadable(library: Path) -> str:
+    """A spelling of ``library`` that the loader has not seen for another file.
+
+    The loader goes by name: an artifact that was replaced while its old library is loaded would run the old
+    code on the new weights.
+    """
+    place, state = library.absolute(), library.stat()
+    files = _LOADED.setdefault(place, [])
+    identity = (state.st_dev, state.st_ino)
+    if identity not in files:
+        files.append(identity)
+    return "/".join([str(place.parent), *["."] * files.index(identity), place.name])
+
+
 class Machine:
     """One virtual machine over one library. Not for use by two threads at once."""
 
     def __init__(self, library: Path) -> None:
         self._ffi = ffi()
-        self._vm = self._ffi.load_module(str(library))["vm_load_executable"]()
+        self._vm = self._ffi.load_module(_loadable(library))["vm_load_executable"]()
         self._vm["vm_initialization"](CPU, 0, POOLED_ALLOCATOR, CPU, 0, POOLED_ALLOCATOR)
         self._save = self._vm["save_function"]
 
