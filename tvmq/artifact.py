@@ -19,7 +19,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from .errors import InputError, VerificationError
-from .generated import sinusoidal
+from .generated import complete
 from .manifest import (
     FILE_NAME,
     SCHEMA,
@@ -62,10 +62,15 @@ class Artifact:
         return self.path / name
 
     def weights(self) -> dict[str, NDArray[Any]]:
-        """Read-only mapped views of all weights and the computed ones; all that functions take is there."""
-        tensors = open_weights(self.file(self.manifest.weights.file), error=VerificationError)
-        for name, table in self.manifest.weights.generated.items():
-            tensors[name] = sinusoidal(table.rows, table.columns)
+        """Read-only mapped views of the stored weights, and the computed ones; all that functions take.
+
+        Vectors stored in half precision come as float32. VerificationError for damaged or missing tensors.
+        """
+        stored = open_weights(self.file(self.manifest.weights.file), error=VerificationError)
+        try:
+            tensors = complete(stored, self.manifest.weights.generated)
+        except ValueError as exc:
+            raise VerificationError(f"{self.path}: {exc} (compile the model again)") from exc
         for function, names in self.manifest.weights.parameters.items():
             for name in names:
                 if name not in tensors:

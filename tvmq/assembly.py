@@ -130,13 +130,15 @@ def stored_bits(infos: Sequence[TensorInfo], plan: BitPlan, arrays: Mapping[str,
         entry[1] += info.shape[0] * info.shape[1]
     planned = sum(count for _, count in blocks.values())
     total = sum(a.nbytes for a in arrays.values())
-    others = total - sum(stored for stored, _ in blocks.values())
+    names = {info.name for info in infos}
+    others = [a for name, a in arrays.items() if name.partition(":")[0] not in names]
+    fp32 = 4 * (planned + sum(a.size for a in others))
     words = [entry for entry in plan.entries() if isinstance(entry, WordBits)]
     return Bits(
-        bits_per_weight=round((total - others) * 8 / planned, 4),
+        bits_per_weight=round((total - sum(a.nbytes for a in others)) * 8 / planned, 4),
         size_bytes=total,
-        fp32_bytes=4 * planned + others,
-        ratio=round((4 * planned + others) / total, 3),
+        fp32_bytes=fp32,
+        ratio=round(fp32 / total, 3),
         blocks=tuple(
             BlockSize(name=name, bits=round(stored * 8 / count, 4), params=count)
             for name, (stored, count) in blocks.items()

@@ -28,12 +28,12 @@ from .assembly import (
 from .checkpoint import Checkpoint
 from .families import Family, get_family
 from .graphs import BANNED, fixed_name, translation_module
-from .manifest import Generated, Workspace
+from .manifest import Sinusoidal, Workspace
 from .options import Progress, no_progress
 from .quantize import quantize_model
 from .store import atomic_dir
 from .tokenizer import MarianTokenizer
-from .weights import collect
+from .weights import collect, computed_orders
 
 POSITIONS = "positions"
 
@@ -89,8 +89,11 @@ def compile_checkpoint(
         libraries = build_libraries(common, staging, plan, levels, tables, dump_ir, clock)
         clock.start("pack")
         state = loaded.state_dict()
+        names = {name for taken in libraries.parameters.values() for name in taken}
+        rows, columns = loaded.positions.shape
+        generated = {POSITIONS: Sinusoidal(rows=rows, columns=columns), **computed_orders(names)}
         arrays = collect(
-            {name for names in libraries.parameters.values() for name in names if name != POSITIONS},
+            names - generated.keys(),
             quantized,
             lambda name: state[name].numpy(),
             transposed_tensors(common),
@@ -99,12 +102,7 @@ def compile_checkpoint(
         write_weights(staging / WEIGHTS_FILE, arrays)
         (staging / "plan.json").write_bytes(encode_plan(plan))
         _write_tokenizer(tokenizer, staging / "tokenizer")
-        rows, columns = loaded.positions.shape
-        weights = Weights(
-            file=WEIGHTS_FILE,
-            parameters=libraries.parameters,
-            generated={POSITIONS: Generated(kind="sinusoidal", rows=rows, columns=columns)},
-        )
+        weights = Weights(file=WEIGHTS_FILE, parameters=libraries.parameters, generated=generated)
         bits = stored_bits(family.tensors(config), plan, arrays)
         manifest = _manifest(
             checkpoint, family, config, plan, tables, target, libraries.levels, weights, bits

@@ -1,10 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that follow from their shape alone: computed when a model is loaded, never shipped."""
+"""Weights that are computed or widened when a model is loaded, so that an artifact need not ship them.
+
+``complete`` makes what functions take from what the weights file holds; ``halved`` is its counterpart at
+compile time. Everything here is exact.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from .store import show
+
+if TYPE_CHECKING:
+    from .manifest import Generated
+
+MAX_ITEMS = 1 << 26
+"""Entries of a computed table; a manifest that asks for more is not believed."""
 
 
 def sinusoidal(rows: int, columns: int) -> NDArray[np.float32]:
@@ -12,3 +27,72 @@ def sinusoidal(rows: int, columns: int) -> NDArray[np.float32]:
     column = np.arange(columns)
     angles = np.arange(rows)[:, None] / np.power(10000, 2 * (column // 2) / columns)
     return np.concatenate([np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])], axis=1).astype(np.float32)
+
+
+def inverse(permutation: NDArray[Any]) -> NDArray[Any]:
+    """The permutation that undoes ``permutation`` (integers [n]), in its dtype.
+
+    Raises:
+        ValueError: it does not hold each of 0..n-1 once.
+    """
+    count = permutation.size
+    if permutation.ndim != 1 or not np.issubdtype(permutation.dtype, np.integer):
+        raise ValueError(f"{permutation.dtype}{list(permutation.shape)} is no list of integers")
+    if count and (permutation.min() < 0 or permutation.max() >= count):
+        raise ValueError(f"it names numbers outside 0..{count - 1}")
+    result = np.full(count, count, np.int64)
+    result[permutation] = np.arange(count)
+    if count and result.max() == count:
+        raise ValueError(f"it does not name each of 0..{count - 1} once")
+    return result.astype(permutation.dtype)
+
+
+def is_plain_vector(name: str, array: NDArray[Any]) -> bool:
+    """Whether a stored tensor is a bias, a norm or the like, which functions take in float32."""
+    return array.ndim == 1 and ":" not in name
+
+
+def halved(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """A plain float32 vector as float16 if that loses nothing; any other tensor as it is."""
+    if array.dtype != np.float32 or not is_plain_vector(name, array):
+        return array
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32).view(np.uint32), array.view(np.uint32)) else array
+
+
+def complete(stored: Mapping[str, NDArray[Any]], rules: Mapping[str, Generated]) -> dict[str, NDArray[Any]]:
+    """Everything that functions take: stored tensors (halved vectors widened), then computed ones.
+
+    Raises:
+        ValueError: a rule that cannot be followed, naming its tensor.
+    """
+    tensors = {
+        name: array.astype(np.float32)
+        if array.dtype == np.float16 and is_plain_vector(name, array)
+        else array
+        for name, array in stored.items()
+    }
+    for name, rule in rules.items():
+        if name in stored:
+            raise ValueError(f"tensor {show(name)} is both stored and computed")
+        try:
+            tensors[name] = _compute(rule, stored)
+        except ValueError as error:
+            raise ValueError(f"tensor {show(name)} cannot be computed: {error}") from error
+    return tensors
+
+
+def _compute(rule: Generated, stored: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    from .manifest import Sinusoidal
+
+    if isinstance(rule, Sinusoidal):
+        if rule.rows * rule.columns > MAX_ITEMS:
+            raise ValueError(f"{rule.rows} x {rule.columns} entries, expected at most {MAX_ITEMS}")
+        return sinusoidal(rule.rows, rule.columns)
+    if rule.source not in stored:
+        raise ValueError(f"its source {show(rule.source)} is not stored")
+    try:
+        return inverse(stored[rule.source])
+    except ValueError as error:
+        raise ValueError(f"its source {show(rule.source)} is no permutation ({error})") from error

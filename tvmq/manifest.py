@@ -62,12 +62,21 @@ class IsaLevel(Part, frozen=True, kw_only=True):
     kernels: tuple[Text, ...]
 
 
-class Generated(Part, frozen=True, kw_only=True):
-    """A table that is computed at load instead of being stored."""
+class Sinusoidal(Part, frozen=True, kw_only=True, tag_field="kind", tag="sinusoidal"):
+    """A table of positions, computed from its extents."""
 
-    kind: Literal["sinusoidal"]
     rows: Annotated[int, Meta(ge=1, le=1 << 20)]
     columns: Annotated[int, Meta(ge=2, le=1 << 16)]
+
+
+class Inverse(Part, frozen=True, kw_only=True, tag_field="kind", tag="inverse"):
+    """The inverse of the stored permutation ``source``."""
+
+    source: Name
+
+
+Generated = Sinusoidal | Inverse
+"""A tensor that is computed at load instead of being stored; the rules are in ``generated``."""
 
 
 class Workspace(Part, frozen=True, kw_only=True):

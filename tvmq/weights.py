@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from schedules.packing import BitPlanes, WordPlanes
 from schedules.storage import pack_plain, pack_quantized
 
+from .generated import halved
+from .manifest import Inverse
+
 Source = Callable[[str], NDArray[np.float32]]
 
 
@@ -34,7 +37,7 @@ def collect(
         extra: vectors that are not part of the checkpoint (banned ids).
 
     Returns:
-        name -> array, sorted by name.
+        name -> array as it is stored, sorted by name; plain vectors in float16 where that is exact.
     """
     packed: dict[str, NDArray] = {}
     for tensor, planes in quantized.items():
@@ -56,7 +59,14 @@ def collect(
             return pack_plain(name, plain(name.removesuffix(":packed")))[f"{name}:packed"]
         return np.ascontiguousarray(plain(name))
 
-    return {name: resolve(name) for name in sorted(set(names))}
+    return {name: halved(name, resolve(name)) for name in sorted(set(names))}
+
+
+def computed_orders(names: Iterable[str]) -> dict[str, Inverse]:
+    """Word orders among ``names`` that follow from the rank of the same tensor, which is stored."""
+    found = set(names)
+    ranks = {name: f"{name.removesuffix(':order')}:rank" for name in sorted(found) if name.endswith(":order")}
+    return {name: Inverse(source=rank) for name, rank in ranks.items() if rank in found}
 
 
 def _reorder(name: str, vector: NDArray, tensor: BitPlanes | WordPlanes) -> NDArray:

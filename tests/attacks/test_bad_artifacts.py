@@ -191,3 +191,49 @@ def test_weights_without_a_parameter(artifact: Path, forge: Forge) -> None:
     problems = [c.problem for c in verify(artifact).files if not c.ok]
     assert len(problems) == 1
     assert "'f' takes tensor 'a', which weights.safetensors does not hold" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"kind": "inverse", "source": "a"}, None),
+        (
+            {"kind": "inverse", "source": "twice"},
+            "'o' cannot be computed: its source 'twice' is no permutation",
+        ),
+        ({"kind": "inverse", "source": "x"}, "its source 'x' is not stored"),
+        ({"kind": "sinusoidal", "rows": 1 << 20, "columns": 1 << 16}, "expected at most"),
+    ],
+)
+def test_computed_weights(artifact: Path, forge: Forge, rule: dict[str, object], message: str | None) -> None:
+    tensors = {"a": np.array([1, 2, 0], np.uint8), "twice": np.array([1, 1, 0], np.uint8)}
+    write_weights(artifact / "weights.safetensors", tensors)
+    entry = file_of(artifact, "weights.safetensors")
+    forge(
+        lambda m: (
+            m["files"].update({"weights.safetensors": entry}),
+            m["weights"]["generated"].update(o=rule),
+        )
+    )
+    if message is None:
+        assert open_artifact(artifact).weights()["o"].tolist() == [2, 0, 1]
+        return
+    problems = [c.problem for c in verify(artifact).files if not c.ok]
+    assert len(problems) == 1
+    assert message in problems[0]
+    with pytest.raises(VerificationError, match=r"cannot be computed.*\(compile the model again\)"):
+        open_artifact(artifact).weights()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"kind": "inverse"},
+        {"kind": "inverse", "source": "a", "rows": 3},
+        {"kind": "random", "source": "a"},
+        {"kind": "sinusoidal", "rows": 0, "columns": 2},
+        {"source": "a"},
+    ],
+)
+def test_forged_rules(forge: Forge, rule: dict[str, object]) -> None:
+    refused(forge(lambda m: m["weights"]["generated"].update(o=rule)), r"\$.weights.generated")

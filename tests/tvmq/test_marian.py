@@ -196,6 +196,17 @@ def test_export_keeps_ops_whole_and_names(exported: Exported) -> None:
     }
 
 
+@pytest.mark.parametrize("zeros", [True, False])
+def test_an_output_bias_of_zeros_is_left_out(zeros: bool) -> None:
+    source = Tensors(make_model())
+    if zeros:
+        source.held["final_logits_bias"][:] = 0
+    program = export(load(source))["decode"]
+    linears = [node for node in program.graph.nodes if str(node.target) == "aten.linear.default"]
+    assert [len(node.args) for node in linears] == [3] * (len(linears) - 1) + [2 if zeros else 3]
+    assert ("final_logits_bias" in program.graph_signature.buffers) is not zeros
+
+
 def test_exported_program_computes_the_same_at_other_sizes(exported: Exported) -> None:
     model = exported[0]
     programs = {name: program.module() for name, program in exported[1].items()}

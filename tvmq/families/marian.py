@@ -132,13 +132,14 @@ class Encoder(_Graph):
 
 
 class DecoderStep(_Graph):
-    """One target token for each row (hypothesis)."""
+    """One target token for each row (hypothesis). An output bias of zeros is left out."""
 
-    final_logits_bias: Tensor
+    final_logits_bias: Tensor | None
 
     def __init__(self, model: MarianModel) -> None:
         super().__init__(model, [leaf for leaf in layout(model.config) if leaf.decode])
-        self.register_buffer("final_logits_bias", model.final_logits_bias)
+        bias = model.final_logits_bias
+        self.register_buffer("final_logits_bias", bias if bias.any() else None)
 
     def forward(
         self,
