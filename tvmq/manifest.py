@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .errors import VerificationError
+from .parameter_names import decode_names, encode_names
 from .store import parse_json, read_bytes, show
 
 SCHEMA = 1
@@ -182,7 +183,7 @@ def read_manifest(path: Path) -> Manifest:
         raise VerificationError(f"{path}: holds a {type(document).__name__}, expected a JSON object")
     _check_schema(path, document.get("schema"))
     try:
-        manifest = _check(document)
+        manifest = _check(_with_names(document))
     except (ValueError, RecursionError) as exc:
         raise VerificationError(f"{path}: {exc} (compile the model again)") from exc
     bare = msgspec.structs.replace(manifest, digest="")
@@ -196,8 +197,22 @@ def _check(document: dict[str, Any]) -> Manifest:
 
 
 def _encode(manifest: Manifest) -> bytes:
-    text = json.dumps(msgspec.to_builtins(manifest), indent=2, ensure_ascii=False, allow_nan=False)
+    document = msgspec.to_builtins(manifest)
+    document["weights"]["parameters"] = encode_names(manifest.weights.parameters)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode("utf-8")
+
+
+def _with_names(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with the names that functions take instead of their numbers."""
+    weights = document.get("weights")
+    if not isinstance(weights, dict) or "parameters" not in weights:
+        return document  # for the check of fields to refuse
+    try:
+        names = decode_names(weights["parameters"])
+    except ValueError as exc:
+        raise ValueError(f"{exc} - at `$.weights.parameters`") from exc
+    return {**document, "weights": {**weights, "parameters": names}}
 
 
 def _check_schema(path: Path, schema: object) -> None:

@@ -237,3 +237,29 @@ def test_computed_weights(artifact: Path, forge: Forge, rule: dict[str, object],
 )
 def test_forged_rules(forge: Forge, rule: dict[str, object]) -> None:
     refused(forge(lambda m: m["weights"]["generated"].update(o=rule)), r"\$.weights.generated")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda p: p.update(extra={}), r"unknown field `extra`.*\$.weights.parameters"),
+        (lambda p: p["functions"].update(f="1"), r"number 1 of function 'f'.*\$.weights.parameters"),
+        (lambda p: p["functions"].update(f=[0]), r"\$.weights.parameters"),
+        (lambda p: p["functions"].update(f="0-0"), "changed since it was written"),
+        (lambda p: p["functions"].update(f="00"), "changed since it was written"),
+        (lambda p: p["tensors"].update({"b.": "x"}), "changed since it was written"),
+        (lambda p: p["tensors"].update({"": "a  "}), "changed since it was written"),
+        (lambda p: p["tensors"].update({"": "x" * 600}), r"length <= 512.*\$.weights.parameters"),
+        (lambda p: p["tensors"].update({"": 5}), r"\$.weights.parameters"),
+    ],
+)
+def test_forged_names(forge: Forge, edit: Callable[[Any], object], message: str) -> None:
+    refused(forge(lambda m: edit(m["weights"]["parameters"])), message)
+
+
+def test_names_in_another_form(forge: Forge) -> None:
+    refused(
+        forge(lambda m: m["weights"].update(parameters={"f": ["a"]})), r"unknown field.*weights.parameters"
+    )
+    refused(forge(lambda m: m["weights"].pop("parameters")), "missing required field `parameters`")
+    refused(forge(lambda m: m.update(weights=[])), r"\$.weights")
