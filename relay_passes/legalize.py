@@ -26,7 +26,7 @@ def _full(builder: Any, call: Any) -> Any:
     shape, value = call.args
     if not isinstance(shape, relax.ShapeExpr) or not isinstance(value, tvm.ir.Constant):
         return call
-    dtype, number = str(call.ty.dtype), value.value.numpy().item()
+    dtype, number = str(call.ty.dtype), call.args[1].value.numpy().item()
 
     def full() -> Any:
         return te.compute(list(shape.values), lambda *_: tirx.const(number, dtype), name="full")

@@ -88,10 +88,11 @@ class _Importer(ExportedProgramImporter):
 
     def _with_known_shape(self, node: fx.Node, result: Any) -> Any:
         """``result`` with torch's shape where TVM lost it or wrote it in another way (slices, for one)."""
-        value, kind = node.meta.get("val"), getattr(result, "ty", None)
+        value = node.meta.get("val")
+        kind: Any = getattr(result, "ty", None)
         if not isinstance(value, torch.Tensor) or not isinstance(kind, relax.TensorType):
             return result
-        expected = [self._extent(extent) for extent in value.shape]
+        expected: Any = [self._extent(extent) for extent in value.shape]
         if any(extent is None for extent in expected) or _same_extents(kind.shape, expected):
             return result
         if not isinstance(result, relax.Var):
@@ -182,7 +183,7 @@ def import_program(program: ExportedProgram, name: str) -> tvm.IRModule:
     return tvm.IRModule({name: _rename_parameters(module["main"], program, name)})
 
 
-def _rename_parameters(function: relax.Function, program: ExportedProgram, name: str) -> relax.Function:
+def _rename_parameters(function: Any, program: ExportedProgram, name: str) -> relax.Function:
     """Placeholder names to tensor names; ties to their first name; unused parameters dropped.
 
     Tensors that are not float32 (masks, position ids) become constants.

@@ -257,7 +257,7 @@ def _spec(name: str, value: torch.Tensor, names: Mapping[sympy.Symbol, sympy.Sym
 
 def _range(values: Any) -> tuple[int, int | None]:
     high = values.upper
-    return max(1, int(values.lower)), int(high) if high.is_finite or isinstance(high, int) else None
+    return max(1, int(values.lower)), int(high) if isinstance(high, int | sympy.Integer) else None
 
 
 def _dtype(dtype: torch.dtype) -> str:

@@ -40,7 +40,7 @@ class ModuleGraph:
 
     def __init__(self, module: tvm.IRModule) -> None:
         empty = BitPlan(schema=SCHEMA, blocks=(), words=(), source="")
-        annotated = AnnotateBits(plan=empty)(module)
+        annotated: Any = AnnotateBits(plan=empty)(module)
         (function,) = [f for f in annotated.functions.values() if is_entry(f)]
         self.inputs = list(function.params)[: int(function.attrs["num_input"])]
         self._weights = {p: str(p.name) for p in list(function.params)[len(self.inputs) :]}

@@ -21,7 +21,7 @@ Extent = int | str
 Returns = Literal["tensor", "tuple", "dict"]
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
-_TENSOR = re.compile(r"(?P<name>\S+) (?P<dtype>\w+)\[(?P<shape>[\w, ]*)\](?: < (?P<limit>\d{1,18}))?")
+_TENSOR = re.compile(r"(?P<name>\S+) (?P<dtype>\w+)\[(?P<shape>[^\[\]]*)\](?: < (?P<limit>\d{1,18}))?")
 _DIMENSION = re.compile(r"(\d{1,18})\.\.(\d{0,18})")
 
 

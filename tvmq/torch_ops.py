@@ -51,7 +51,8 @@ def attention(node: fx.Node, importer: Any) -> relax.Var:
 def layer_norm(node: fx.Node, importer: Any) -> relax.Var:
     """Layer norm over the last axes; a missing scale is one, a missing shift zero."""
     x, shape, *rest = importer.retrieve_args(node)
-    gamma, beta, epsilon = (*rest[:3], *(None, None, 1e-5)[len(rest[:3]) :])
+    rest += [None, None, 1e-5][len(rest) :]
+    gamma, beta, epsilon = rest[:3]
     gamma = relax.const(np.ones(shape, np.float32)) if gamma is None else gamma
     beta = relax.const(np.zeros(shape, np.float32)) if beta is None else beta
     axes = list(range(-len(shape), 0))
