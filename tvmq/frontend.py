@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import sympy
 import torch
@@ -67,7 +67,7 @@ class _Importer(ExportedProgramImporter):
         return {name: self._tracked(convert) for name, convert in super().create_convert_map().items()}
 
     def create_input_vars(self, exported_program: Any) -> Any:
-        result = super().create_input_vars(exported_program.program)
+        result: Any = super().create_input_vars(exported_program.program)
         exported_program.hide_weights = True
         for var in result[1].values():
             self._symbols |= {e.name: e for e in var.ty.shape if tvm.ir.is_prim_var(e)}
@@ -93,11 +93,12 @@ class _Importer(ExportedProgramImporter):
         if not isinstance(value, torch.Tensor) or not isinstance(kind, relax.TensorType):
             return result
         expected: Any = [self._extent(extent) for extent in value.shape]
-        if any(extent is None for extent in expected) or _same_extents(kind.shape, expected):
+        found: Any = kind.shape
+        if any(extent is None for extent in expected) or _same_extents(found, expected):
             return result
         if not isinstance(result, relax.Var):
             result = self._raw_builder.emit(result)
-        if kind.shape is None:
+        if found is None:
             return self._raw_builder.match_cast(result, relax.TensorType(expected, kind.dtype))
         # a match_cast of one expression of an extent to another sends CanonicalizeBindings into a loop
         return self._raw_builder.emit(relax.op.reshape(result, expected))
@@ -172,9 +173,9 @@ def import_program(program: ExportedProgram, name: str) -> tvm.IRModule:
 
     Parameters that share storage become one. The function's ``num_input`` attribute counts the inputs.
     """
-    importer = _Importer()
+    importer, view = _Importer(), cast(Any, _ProgramView(program))
     module = importer.from_exported_program(
-        _ProgramView(program),
+        view,
         keep_params_as_input=True,
         unwrap_unit_return_tuple=True,
         no_bind_return_tuple=False,
@@ -208,7 +209,7 @@ def _rename_parameters(function: Any, program: ExportedProgram, name: str) -> re
         if target not in renamed:
             renamed[target] = relax.Var(target, param.ty)
         replace[param] = renamed[target]
-    bound = function.bind_params(replace)
+    bound: Any = function.bind_params(replace)
     return (
         relax.Function([*params, *renamed.values()], bound.body, bound.ret_ty, bound.is_pure)
         .with_attr("num_input", len(params))
