@@ -17,6 +17,9 @@ MODULE_FAMILY = "module"
 SELF_TEST = "selftest.json"
 
 
+MAX_THREADS = 256
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
     """An artifact whose used files have the right hash, and the library that this CPU runs."""
@@ -31,16 +34,16 @@ def open_checked(path: Path | str, *, threads: int, isa: str | None) -> Opened:
 
     Args:
         path: the artifact folder.
-        threads: threads that large kernels use, at least 1.
+        threads: threads that large kernels use, 1 to 256.
         isa: an ISA level instead of the best that this CPU and the artifact share.
 
     Raises:
         InputError: no artifact, or none of its levels runs here.
         VerificationError: damaged or changed files.
-        UsageError: unknown level, or fewer than one thread.
+        UsageError: unknown level, or an impossible number of threads.
     """
-    if threads < 1:
-        raise UsageError(f"threads is {threads}, expected at least 1")
+    if not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"threads is {threads}, expected 1 to {MAX_THREADS} (more than the machine's cores never helps)")
     artifact = open_artifact(path)
     level = _pick_level(artifact, isa)
     library = next(entry.library for entry in artifact.manifest.isa_levels if entry.name == level)
