@@ -15,8 +15,6 @@ from .errors import InputError, UsageError
 MODULE_FAMILY = "module"
 """``family`` of artifacts made from a user's own module; all others translate."""
 SELF_TEST = "selftest.json"
-
-
 MAX_THREADS = 256
 
 
@@ -43,7 +41,7 @@ def open_checked(path: Path | str, *, threads: int, isa: str | None) -> Opened:
         UsageError: unknown level, or an impossible number of threads.
     """
     if not 1 <= threads <= MAX_THREADS:
-        raise UsageError(f"threads is {threads}, expected 1 to {MAX_THREADS} (more than the machine's cores never helps)")
+        raise UsageError(f"threads is {threads}, expected 1 to {MAX_THREADS} (the machine's cores at most)")
     artifact = open_artifact(path)
     level = _pick_level(artifact, isa)
     library = next(entry.library for entry in artifact.manifest.isa_levels if entry.name == level)
