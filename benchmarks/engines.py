@@ -104,7 +104,9 @@ def import_engine(name: str) -> None:
     """Import the libraries of the engine ``name`` without loading a model (the memory baseline)."""
     match name.partition("-")[0]:
         case "tvmq":
-            import tvmq.runtime  # noqa: F401
+            from tvmq.runtime import load_libraries
+
+            load_libraries()
         case "ctranslate2":
             import ctranslate2  # noqa: F401
         case "onnxruntime":

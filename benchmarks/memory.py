@@ -4,8 +4,9 @@
     python -m benchmarks.memory --model build/nmt-base --fp32 fp32.tvmq --artifact small.tvmq
 
 Disk: the whole artifact against the checkpoint's tensors as FP32. Memory: the peak while translating,
-above the interpreter with the runtime imported, against the same for the FP32 artifact; every artifact
-in a process of its own.
+above the bare interpreter, against the same for the FP32 artifact; every artifact in a process of its own.
+The bare interpreter is Python with the runtime's modules and native libraries loaded (numpy,
+sentencepiece, tvm_ffi, libtvm_runtime), before an artifact is opened.
 """
 
 from __future__ import annotations

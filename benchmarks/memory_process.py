@@ -27,7 +27,7 @@ class Memory:
     """Resident memory in MB (10^6 bytes).
 
     Attributes:
-        baseline_mb: after importing the libraries, before the model is touched.
+        baseline_mb: after importing the libraries, native ones included, before the model is touched.
         load_peak_mb: largest while loading and translating.
         run_peak_mb: largest while translating, after everything was loaded and warmed up; below
             ``load_peak_mb`` where loading needs more than running.

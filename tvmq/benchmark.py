@@ -39,8 +39,9 @@ class BenchResult:
         beam: hypotheses per sentence.
         batch: sentences translated together.
         peak_rss_mb: largest resident memory of the process while it loads and translates.
-        baseline_rss_mb: resident memory of the interpreter with the runtime's modules imported,
-            before the artifact is opened.
+        baseline_rss_mb: resident memory of the bare interpreter: Python with the runtime's modules and
+            native libraries loaded (numpy, sentencepiece, tvm_ffi, libtvm_runtime), before the artifact
+            is opened.
         weights_mb: size of the packed weights on disk.
         isa: ISA level that ran.
         cpu: name of the CPU.
@@ -101,13 +102,12 @@ def _child_error(code: int, stderr: str) -> Exception:
 
 def measure(artifact: Path, options: BenchOptions) -> BenchResult:
     """Measure in this process; call it from a fresh interpreter (see ``bench``)."""
-    import sentencepiece  # noqa: F401  (part of the baseline: every translation needs it)
-
     from targets import host_cpu
 
     from . import machine
-    from .runtime import load
+    from .runtime import load, load_libraries
 
+    load_libraries()
     baseline = machine.resident_bytes() or 0
     machine.reset_peak()
     search = options.search

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operating system says about this process and machine (Linux /proc). Used by bench and doctor."""
+"""What the operating system says about this process and machine (Linux /proc), and freed memory back to it.
+
+Used by bench and doctor, and when an artifact is loaded.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -40,6 +44,15 @@ def reset_peak() -> None:
 def peak_bytes() -> int | None:
     """Largest resident memory of this process since it began or since ``reset_peak``."""
     return _kib_field(STATUS, "VmHWM")
+
+
+def return_freed_memory() -> None:
+    """Give the system back what this process freed; without effect where the C library is not glibc."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return
+    trim(ctypes.c_size_t(0))
 
 
 def memory_bytes() -> tuple[int | None, int | None]:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import selftest
+from . import selftest, vm
 from .artifact import Artifact, Manifest
 from .errors import InputError, UsageError
 from .loading import MODULE_FAMILY, open_checked
+from .machine import return_freed_memory
 from .search import Candidate, SearchOptions, beam_search, greedy_search
 from .tokenizer import MarianTokenizer
 from .translation import TranslationModel
@@ -30,6 +31,20 @@ class Hypothesis:
     text: str
     tokens: tuple[int, ...]
     score: float
+
+
+def load_libraries() -> None:
+    """Load the native libraries that every translation needs, without any artifact.
+
+    What a process holds after this is the bare interpreter that memory figures are counted from: Python
+    with the runtime's modules, numpy, sentencepiece, tvm_ffi and libtvm_runtime.
+
+    Raises:
+        MissingToolError: one of TVM's libraries is not installed.
+    """
+    import sentencepiece  # noqa: F401
+
+    vm.ffi()
 
 
 def load(path: Path | str, *, threads: int = 1, isa: str | None = None) -> Translator:
@@ -51,6 +66,7 @@ def load(path: Path | str, *, threads: int = 1, isa: str | None = None) -> Trans
         raise InputError(f"{path}: holds a module, not a translation model; call it: tvmq.load(path)(inputs)")
     tokenizer = MarianTokenizer.open(artifact.path / "tokenizer")
     model = TranslationModel(artifact, opened.library)
+    return_freed_memory()  # reading the tokenizer takes twice what it keeps
     selftest.check(artifact, model, opened.isa)
     return Translator(artifact, opened.isa, model, tokenizer)
 
@@ -58,7 +74,9 @@ def load(path: Path | str, *, threads: int = 1, isa: str | None = None) -> Trans
 class Translator:
     """A loaded translation model. One object per thread; weights are shared through the page cache."""
 
-    def __init__(self, artifact: Artifact, isa: str, model: TranslationModel, tokenizer: MarianTokenizer) -> None:
+    def __init__(
+        self, artifact: Artifact, isa: str, model: TranslationModel, tokenizer: MarianTokenizer
+    ) -> None:
         self.isa = isa
         self.tokenizer = tokenizer
         self._artifact = artifact

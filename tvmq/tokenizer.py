@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .compressed import MAX_BYTES, SUFFIX, compress, read_compressed
 from .errors import InputError
 from .store import parse_json, read_bytes, read_json_object, show
+from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -41,18 +42,17 @@ class MarianTokenizer:
 
     Attributes:
         folder: where the files lie.
-        vocabulary: piece -> id.
+        vocabulary: pieces and their ids.
         unk_id, eos_id, pad_id: ids of the special tokens.
         clean_up: whether decoded text loses the spaces before punctuation (a setting of the model).
     """
 
     folder: Path
-    vocabulary: dict[str, int]
+    vocabulary: Vocabulary
     unk_id: int
     eos_id: int
     pad_id: int
     clean_up: bool
-    _pieces: dict[int, str]
     _special: dict[str, int]
     _split: re.Pattern[str]
     _source: SentencePieceProcessor
@@ -81,26 +81,26 @@ class MarianTokenizer:
             missing = show(tokens["unk_token"])
             raise InputError(f"{folder / VOCABULARY}: the unknown token {missing} is missing")
         special: dict[str, int] = {}
-        pieces = {index: piece for piece, index in vocabulary.items()}
         for token in (tokens[key] for key in ("eos_token", "unk_token", "pad_token")):
-            special[token] = vocabulary.get(token, len(vocabulary | special))
+            special[token] = vocabulary.get(token, len(vocabulary.keys() | special))
         _check_added(folder / CONFIG, config.get("added_tokens_decoder", {}), special)
         source = _read_file(folder, SOURCE)
         if not _is_packed(folder):  # part of the model's files: a damaged one must not ship
             target = _read_file(folder, TARGET)
             if target != source:
                 _load(target, folder / TARGET)
+        model = _load(source, folder / SOURCE)
+        unk_id = special[tokens["unk_token"]]
         return cls(
             folder=folder,
-            vocabulary=vocabulary,
-            unk_id=special[tokens["unk_token"]],
+            vocabulary=Vocabulary.of(vocabulary, model, unk_id),
+            unk_id=unk_id,
             eos_id=special[tokens["eos_token"]],
             pad_id=special[tokens["pad_token"]],
             clean_up=config.get("clean_up_tokenization_spaces") is True,
-            _pieces=pieces,
             _special=special,
             _split=re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")"),
-            _source=_load(source, folder / SOURCE),
+            _source=model,
         )
 
     def encode(self, text: str) -> list[int]:
@@ -114,7 +114,7 @@ class MarianTokenizer:
             if part in self._special:
                 ids.append(self._special[part])
             elif part:
-                ids.extend(self.vocabulary.get(piece, self.unk_id) for piece in self._tokenize(part))
+                ids.extend(self._encode_part(part))
         return [*ids, self.eos_id]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -137,7 +137,7 @@ class MarianTokenizer:
         models = {name: _read_file(self.folder, name) for name in (SOURCE, TARGET)}
         if models[TARGET] == models[SOURCE]:
             del models[TARGET]
-        vocabulary = json.dumps(self.vocabulary, ensure_ascii=False, separators=(",", ":"))
+        vocabulary = json.dumps(_read_vocabulary(self.folder), ensure_ascii=False, separators=(",", ":"))
         large = {**models, VOCABULARY: vocabulary.encode("utf-8")}
         small = [name for name in (CONFIG, SPECIAL) if (self.folder / name).exists()]
         return {
@@ -145,16 +145,17 @@ class MarianTokenizer:
             **{name: _read_file(self.folder, name) for name in small},
         }
 
-    def _tokenize(self, text: str) -> list[str]:
-        code: list[str] = []
+    def _encode_part(self, text: str) -> list[int]:
+        code: list[int] = []
         if text.startswith(">>") and (end := text.find("<<")) != -1:
-            code, text = [text[: end + 2]], text[end + 2 :]
-        return code + self._source.encode(text, out_type=str)
+            code, text = [self.vocabulary.token(text[: end + 2])], text[end + 2 :]
+        return code + self.vocabulary.encode(text)
 
     def _piece(self, index: int) -> str:
-        if index not in self._pieces:
+        piece = self.vocabulary.piece(index)
+        if piece is None:
             raise InputError(f"token id {index} is not in {self.folder / VOCABULARY}")
-        return self._pieces[index]
+        return piece
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -179,7 +179,9 @@ def test_packed_files_give_the_same_tokenizer(tokenizer: MarianTokenizer, tmp_pa
     assert packed == tokenizer.packed()
     assert sum(map(len, packed.values())) < 300_000
     again = MarianTokenizer.open(write_packed(tokenizer, tmp_path / "packed"))
-    assert again.vocabulary == tokenizer.vocabulary
+    assert json.loads(lzma.decompress(packed["vocab.json.xz"])) == json.loads(
+        (MODEL / "vocab.json").read_text()
+    )
     for text in ODD + sample()[:100]:
         ids = again.encode(text)
         assert ids == tokenizer.encode(text)
