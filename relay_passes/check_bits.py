@@ -48,9 +48,7 @@ class CheckBits:
         return module
 
 
-def _check(
-    module: tvm.IRModule, name: str, function: Any, quantized: set[str]
-) -> tuple[set[str], list[str]]:
+def _check(module: tvm.IRModule, name: str, function: Any, quantized: set[str]) -> tuple[set[str], list[str]]:
     planned = {str(k): int(v) for k, v in dict(function.attrs.get(PLANNED_ATTR, {})).items()}
     expected = {tensor: uses for tensor, uses in planned.items() if tensor in quantized}
     lowered: Counter[str] = Counter()
@@ -77,4 +75,5 @@ def _tensors_read(value: Any) -> list[str]:
         return []
     names = [str(getattr(arg, "name", "")) for arg in value.args[1]]
     keys = [name.removesuffix(":keys") for name in names if name.endswith(":keys")]
-    return [key.removesuffix(":0") for key in keys if not key[-1:].isdigit() or key.endswith(":0") or ":" not in key]
+    first = [key for key in keys if ":" not in key or key.endswith(":0")]
+    return [key.removesuffix(":0") for key in first]

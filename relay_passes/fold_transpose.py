@@ -82,9 +82,7 @@ class _Folder(PyExprMutator):
             return function
         rewritten = self.visit_expr(function)
         params = [self._flipped.get(p, p) for p in rewritten.params]
-        result = relax.Function(
-            params, rewritten.body, rewritten.ret_ty, rewritten.is_pure, rewritten.attrs
-        )
+        result = relax.Function(params, rewritten.body, rewritten.ret_ty, rewritten.is_pure, rewritten.attrs)
         return result.with_attr(TRANSPOSED_ATTR, sorted(str(v.name) for v in self._flipped.values()))
 
     def visit_call_(self, call: Any) -> Any:

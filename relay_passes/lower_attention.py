@@ -49,9 +49,7 @@ class _AttentionLowering(TableTaking):
         *tensors, heads = list(call.args[1])
         rows, width = tensors[0].ty.shape[0], int(tensors[0].ty.shape[1])
         layout, tables = (None, "int8") if follower is None else follower[1:]
-        spec = AttentionSpec(
-            kind=kind, heads=int(heads.value), width=width, table=layout, tables=tables
-        )
+        spec = AttentionSpec(kind=kind, heads=int(heads.value), width=width, table=layout, tables=tables)
         kernel = self.kernel(spec, f"{kind}_attention", lambda: attention(spec))
         types = [float_type(rows, width)]
         if layout is not None:
@@ -66,9 +64,7 @@ class _AttentionLowering(TableTaking):
         """Emits the in-place call; returns the outputs without the caches."""
         caches = [tensors[i].ty for i in CACHE_ARGUMENTS]
         indices = [-1, *CACHE_ARGUMENTS, *[-1] * (len(types) - 1)]
-        call = relax.op.call_tir_inplace(
-            kernel, tensors, indices, [types[0], *caches, *types[1:]]
-        )
+        call = relax.op.call_tir_inplace(kernel, tensors, indices, [types[0], *caches, *types[1:]])
         result = self.builder_.emit(call)
         wanted = [0, *range(1 + len(caches), len(types) + len(caches))]
         return [self.builder_.emit(relax.TupleGetItem(result, i)) for i in wanted]

@@ -48,10 +48,9 @@ class _SearchLowering(Lowering):
             order = order_array(tensor, vocabulary)
             order_dtype = order.dtype
             count = [int(extent) for extent in banned.ty.shape]
-            args = [stored, self.parameter(reordered(str(banned.name), tensor), count, "int32"), self.stored(order)]
-        spec = SearchSpec(
-            vocabulary=vocabulary, order_dtype=order_dtype, banned=int(banned.ty.shape[0])
-        )
+            rows = self.parameter(reordered(str(banned.name), tensor), count, "int32")
+            args = [stored, rows, self.stored(order)]
+        spec = SearchSpec(vocabulary=vocabulary, order_dtype=order_dtype, banned=int(banned.ty.shape[0]))
         make = argmax if symbol == ARGMAX else topk
         kernel = self.kernel((symbol, spec), symbol.removeprefix("tvmq."), lambda: make(spec))
         outputs = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else [call.ty]
@@ -60,9 +59,7 @@ class _SearchLowering(Lowering):
     def _emit(self, kernel: Any, args: list[Any], outputs: list[Any]) -> Any:
         """The kernels overwrite the logits, so these are declared as an in-place output."""
         indices = [*[-1] * len(outputs), 0]
-        result = self.builder_.emit(
-            relax.op.call_tir_inplace(kernel, args, indices, [*outputs, args[0].ty])
-        )
+        result = self.builder_.emit(relax.op.call_tir_inplace(kernel, args, indices, [*outputs, args[0].ty]))
         items = [self.builder_.emit(relax.TupleGetItem(result, i)) for i in range(len(outputs))]
         return items[0] if len(items) == 1 else relax.Tuple(items)
 

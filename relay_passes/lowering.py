@@ -130,6 +130,7 @@ def prune(module: tvm.IRModule) -> tvm.IRModule:
 
 
 def float_type(*shape: Any) -> Any:
+    """float32 tensor type of ``shape``."""
     return relax.TensorType(list(shape), "float32")
 
 

@@ -192,7 +192,7 @@ class _SegmentEmitter:
         for token in acc:
             for tile in range(TILES):
                 store(token, (tile * TILE_ROWS,), fsplat(0.0), TILE_ROWS)
-        with T.serial(0, self.segment.bits) as plane, T.serial(0, self.layout.groups) as group:
+        with T.serial(0, self.keys.shape[1]) as plane, T.serial(0, self.layout.groups) as group:
             self._group(block, plane, group, row, acc)
         if self.offsets is not None:
             self._add_offsets(block, row, acc)

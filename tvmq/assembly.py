@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from numpy.typing import NDArray
 
 from relay_passes.bit_plan import BitPlan, WordBits
@@ -24,6 +25,7 @@ from . import __version__, build
 from .artifact import Bits, BlockSize, IsaLevel, Manifest, RowBits, Versions
 from .errors import UsageError
 from .families.family import TensorInfo
+from .manifest import Workspace
 from .options import Progress
 
 if TYPE_CHECKING:
@@ -82,10 +84,11 @@ def best_level(levels: Sequence[TargetSpec]) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Libraries:
-    """The linked libraries, and for each function the stored weights that it takes."""
+    """The linked libraries, and for each function the stored weights and the workspaces that it takes."""
 
     levels: tuple[IsaLevel, ...]
     parameters: dict[str, tuple[str, ...]]
+    workspaces: dict[str, tuple[Workspace, ...]]
 
 
 def build_libraries(
@@ -96,20 +99,30 @@ def build_libraries(
     tables: Tables,
     dump_ir: Path | None,
     clock: Clock,
+    planned: Sequence[str] = (),
 ) -> Libraries:
-    """Lowers and links ``graphs`` (after the common phases) into ``staging``/lib, once per level."""
-    found, parameters = [], {}
+    """Lowers and links ``graphs`` (after the common phases) into ``staging``/lib, once per level.
+
+    ``planned`` names functions whose intermediate buffers become workspaces (``plan_buffers``).
+    """
+    found, parameters, workspaces = [], {}, {}
     (staging / "lib").mkdir(exist_ok=True)
     for level in levels:
         clock.start(f"build {level.name}")
         lowered = build.lower(graphs, plan, level, tables, dump_ir)
         parameters = build.parameter_names(lowered)
         library = f"lib/{level.name}.so"
-        build.link(lowered, level, staging / library)
+        buffers = build.link(lowered, level, staging / library, planned)
+        workspaces = {
+            name: tuple(
+                msgspec.convert({"dtype": dtype, "shape": shape}, Workspace) for dtype, shape in keys
+            )
+            for name, keys in buffers.items()
+        }
         features = tuple(sorted(level.cpu_flags))
         kernels = build.kernel_names(lowered)
         found.append(IsaLevel(name=level.name, library=library, features=features, kernels=kernels))
-    return Libraries(levels=tuple(found), parameters=parameters)
+    return Libraries(levels=tuple(found), parameters=parameters, workspaces=workspaces)
 
 
 def tool_versions() -> Versions:

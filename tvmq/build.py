@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tvm.support import cc
 
 from relay_passes.bit_plan import BitPlan
 from relay_passes.lowering import is_entry
-from relay_passes.plan_buffers import PlanBuffers, workspace_keys
+from relay_passes.plan_buffers import Key, PlanBuffers, workspace_keys
 from schedules.lut_table import Tables
 from targets.spec import TargetSpec
 
@@ -60,17 +59,9 @@ def kernel_names(module: tvm.IRModule) -> tuple[str, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workspace:
-    """A buffer that the caller of a function provides."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
 def link(
     module: tvm.IRModule, target: TargetSpec, path: Path, planned: Sequence[str] = ()
-) -> dict[str, tuple[Workspace, ...]]:
+) -> dict[str, list[Key]]:
     """Compiles and links ``module`` to ``path``.
 
     Args:
@@ -80,10 +71,10 @@ def link(
         planned: entry functions that take their intermediate buffers as workspaces.
 
     Returns:
-        For each of ``planned``, the workspaces that it takes after its weights.
+        For each of ``planned``, dtype and shape of the workspaces that it takes after its weights.
     """
     linker = find_linker()
-    workspaces: dict[str, tuple[Workspace, ...]] = {}
+    workspaces: dict[str, list[Key]] = {}
 
     @tvm.transform.module_pass(opt_level=0, name="tvmq.build")
     def lowering(mod: tvm.IRModule, _: Any) -> tvm.IRModule:
@@ -92,8 +83,7 @@ def link(
         mod = PlanBuffers(names=tuple(planned))(mod)
         for var, function in mod.functions.items():
             if str(var.name_hint) in planned:
-                spaces = [Workspace(dtype=d, shape=s) for d, s in workspace_keys(function)]
-                workspaces[str(var.name_hint)] = tuple(spaces)
+                workspaces[str(var.name_hint)] = workspace_keys(function)
         for step in _after_memory():
             mod = step(mod)
         return mod

@@ -28,7 +28,7 @@ from .assembly import (
 from .checkpoint import Checkpoint
 from .families import Family, get_family
 from .graphs import BANNED, fixed_name, translation_module
-from .manifest import Sinusoidal, Workspace
+from .manifest import Sinusoidal
 from .options import Progress, no_progress
 from .quantize import quantize_model
 from .store import atomic_dir
@@ -86,7 +86,8 @@ def compile_checkpoint(
         quantized = quantize_model(checkpoint, plan, checkpoint.frequencies(), progress)
         clock.start("lower")
         common = pipeline.run(graphs, pipeline.common_phases(plan), levels[0].to_tvm(), dump_ir)
-        libraries = build_libraries(common, staging, plan, levels, tables, dump_ir, clock)
+        fixed = (fixed_name("greedy", 1), fixed_name("beam", _beams(checkpoint)))
+        libraries = build_libraries(common, staging, plan, levels, tables, dump_ir, clock, fixed)
         clock.start("pack")
         state = loaded.state_dict()
         names = {name for taken in libraries.parameters.values() for name in taken}
@@ -102,7 +103,12 @@ def compile_checkpoint(
         write_weights(staging / WEIGHTS_FILE, arrays)
         (staging / "plan.json").write_bytes(encode_plan(plan))
         _write_tokenizer(tokenizer, staging / "tokenizer")
-        weights = Weights(file=WEIGHTS_FILE, parameters=libraries.parameters, generated=generated)
+        weights = Weights(
+            file=WEIGHTS_FILE,
+            parameters=libraries.parameters,
+            workspaces=libraries.workspaces,
+            generated=generated,
+        )
         bits = stored_bits(family.tensors(config), plan, arrays)
         manifest = _manifest(
             checkpoint, family, config, plan, tables, target, libraries.levels, weights, bits

@@ -34,7 +34,10 @@ def translation_module(programs: Mapping[str, Any], banned: int, beams: int) -> 
     module.update(import_program(programs["encode"], "encode"))
     decode = import_program(programs["decode"], "decode")["decode"]
     beam, greedy = (_with_search(decode, *kind, banned) for kind in (("beam", TOPK), ("greedy", ARGMAX)))
-    fixed = {fixed_name("greedy", 1): _with_rows(greedy, 1), fixed_name("beam", beams): _with_rows(beam, beams)}
+    fixed = {
+        fixed_name("greedy", 1): _with_rows(greedy, 1),
+        fixed_name("beam", beams): _with_rows(beam, beams),
+    }
     for name, function in {"beam": beam, **fixed}.items():
         module.update(tvm.IRModule({name: function.with_attr("global_symbol", name)}))
     return module
@@ -83,4 +86,6 @@ def _with_search(decode: Any, name: str, symbol: str, banned: int) -> Any:
     body = relax.SeqExpr([*function.body.blocks, last], result)
     searched = relax.Function([*params, forbidden], body, result.ty, is_pure=True)
     attrs = {"num_input": inputs, "global_symbol": name}
-    return relax.transform.ConvertToDataflow(min_size=1)(tvm.IRModule({name: searched.with_attrs(attrs)}))[name]
+    return relax.transform.ConvertToDataflow(min_size=1)(tvm.IRModule({name: searched.with_attrs(attrs)}))[
+        name
+    ]
