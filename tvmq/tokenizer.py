@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 SOURCE, TARGET, VOCABULARY = "source.spm", "target.spm", "vocab.json"
+IDS, OTHERS = "vocab_ids.bin", "vocab_others.json"
+"""What an artifact has in place of vocab.json: see ``Vocabulary.restore``."""
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 _DEFAULT_SPECIAL = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
 _UNDERLINE = "▁"
@@ -75,26 +77,29 @@ class MarianTokenizer:
     @classmethod
     def _read(cls, folder: Path) -> MarianTokenizer:
         config = _read_config(folder)
-        vocabulary = _read_vocabulary(folder)
-        tokens = {key: _token_text(folder / CONFIG, key, config.get(key)) for key in _DEFAULT_SPECIAL}
-        if tokens["unk_token"] not in vocabulary:
-            missing = show(tokens["unk_token"])
-            raise InputError(f"{folder / VOCABULARY}: the unknown token {missing} is missing")
-        special: dict[str, int] = {}
-        for token in (tokens[key] for key in ("eos_token", "unk_token", "pad_token")):
-            special[token] = vocabulary.get(token, len(vocabulary.keys() | special))
-        _check_added(folder / CONFIG, config.get("added_tokens_decoder", {}), special)
         source = _read_file(folder, SOURCE)
+        model = _load(source, folder / SOURCE)
         if not _is_packed(folder):  # part of the model's files: a damaged one must not ship
             target = _read_file(folder, TARGET)
             if target != source:
                 _load(target, folder / TARGET)
-        model = _load(source, folder / SOURCE)
-        unk_id = special[tokens["unk_token"]]
+        vocabulary = _read_vocabulary(folder, model)
+        tokens = {key: _token_text(folder / CONFIG, key, config.get(key)) for key in _DEFAULT_SPECIAL}
+        if vocabulary.token(tokens["unk_token"]) is None:
+            missing = show(tokens["unk_token"])
+            raise InputError(f"{folder / VOCABULARY}: the unknown token {missing} is missing")
+        special: dict[str, int] = {}
+        added = 0  # special tokens that are not in the vocabulary are numbered after it
+        for token in (tokens[key] for key in ("eos_token", "unk_token", "pad_token")):
+            index = vocabulary.token(token)
+            if index is None and token not in special:
+                index, added = len(vocabulary) + added, added + 1
+            special[token] = special[token] if index is None else index
+        _check_added(folder / CONFIG, config.get("added_tokens_decoder", {}), special)
         return cls(
             folder=folder,
-            vocabulary=Vocabulary.of(vocabulary, model, unk_id),
-            unk_id=unk_id,
+            vocabulary=vocabulary,
+            unk_id=special[tokens["unk_token"]],
             eos_id=special[tokens["eos_token"]],
             pad_id=special[tokens["pad_token"]],
             clean_up=config.get("clean_up_tokenization_spaces") is True,
@@ -131,14 +136,14 @@ class MarianTokenizer:
     def packed(self) -> dict[str, bytes]:
         """Name -> bytes of the files as an artifact stores them, from a plain model folder.
 
-        SentencePiece models and vocabulary are compressed, a target model equal to the source's is left
-        out, and the vocabulary loses its white space; settings stay as they are.
+        SentencePiece models are compressed, a target model equal to the source's is left out, and the
+        vocabulary becomes numbers beside the source model's pieces; settings stay as they are.
         """
         models = {name: _read_file(self.folder, name) for name in (SOURCE, TARGET)}
         if models[TARGET] == models[SOURCE]:
             del models[TARGET]
-        vocabulary = json.dumps(_read_vocabulary(self.folder), ensure_ascii=False, separators=(",", ":"))
-        large = {**models, VOCABULARY: vocabulary.encode("utf-8")}
+        others = json.dumps(dict(self.vocabulary.others), ensure_ascii=False, separators=(",", ":"))
+        large = {**models, IDS: self.vocabulary.ids(), OTHERS: others.encode("utf-8")}
         small = [name for name in (CONFIG, SPECIAL) if (self.folder / name).exists()]
         return {
             **{name + SUFFIX: compress(data) for name, data in large.items()},
@@ -148,8 +153,9 @@ class MarianTokenizer:
     def _encode_part(self, text: str) -> list[int]:
         code: list[int] = []
         if text.startswith(">>") and (end := text.find("<<")) != -1:
-            code, text = [self.vocabulary.token(text[: end + 2])], text[end + 2 :]
-        return code + self.vocabulary.encode(text)
+            code_id = self.vocabulary.token(text[: end + 2])
+            code, text = [self.unk_id if code_id is None else code_id], text[end + 2 :]
+        return code + self.vocabulary.encode(text, self.unk_id)
 
     def _piece(self, index: int) -> str:
         piece = self.vocabulary.piece(index)
@@ -215,17 +221,21 @@ def _read_file(folder: Path, name: str) -> bytes:
     return read_bytes(folder / name, MAX_BYTES)
 
 
-def _read_vocabulary(folder: Path) -> dict[str, int]:
-    path = folder / VOCABULARY
-    vocabulary = parse_json(_read_file(folder, VOCABULARY), str(path))
-    if not isinstance(vocabulary, dict):
-        raise InputError(f"{path}: holds a {type(vocabulary).__name__}, expected a JSON object")
-    for piece, index in vocabulary.items():
+def _read_vocabulary(folder: Path, model: SentencePieceProcessor) -> Vocabulary:
+    packed = _is_packed(folder)
+    path = folder / (OTHERS if packed else VOCABULARY)
+    pieces = parse_json(_read_file(folder, path.name), str(path))
+    if not isinstance(pieces, dict):
+        raise InputError(f"{path}: holds a {type(pieces).__name__}, expected a JSON object")
+    for piece, index in pieces.items():
         if type(index) is not int or not 0 <= index < 1 << 31:
             raise InputError(f"{path}: the id of {show(piece)} is {show(str(index))}, expected a number")
-    if len(set(vocabulary.values())) != len(vocabulary):
-        raise InputError(f"{path}: two pieces share one id, expected each id once")
-    return vocabulary
+    try:
+        if packed:
+            return Vocabulary.restore(_read_file(folder, IDS), pieces, model)
+        return Vocabulary.of(pieces, model)
+    except ValueError as exc:
+        raise InputError(f"{path}: {exc}") from exc
 
 
 def _load(model: bytes, path: Path) -> SentencePieceProcessor:

@@ -36,6 +36,7 @@ class TranslationModel:
         self.start_id = int(manifest.generation["decoder_start_token_id"])  # type: ignore[arg-type]
         self._caches: list[Any] = []
         self._cache_shape = (0, 0)
+        self._batch_shape = (0, 0, 0)
 
     def has(self, function: str) -> bool:
         """Whether the library has this function."""
@@ -70,7 +71,15 @@ class TranslationModel:
         return list(self.machine.call("encode", [*inputs, *self.arguments("encode")])), offsets
 
     def begin(self, sources: Sequence[Sequence[int]], *, rows: int, steps: int) -> TranslationSession:
-        """Encodes ``sources`` and prepares up to ``rows`` hypotheses of up to ``steps`` tokens."""
+        """Encodes ``sources`` and prepares up to ``rows`` hypotheses of up to ``steps`` tokens.
+
+        Ends the session before: both use the same caches.
+        """
+        self.machine.unbind()
+        shape = (sum(map(len, sources)), rows, steps)
+        if shape != self._batch_shape:
+            self.machine.free_buffers()
+            self._batch_shape = shape
         memory, offsets = self.encode(sources)
         return TranslationSession(self, memory, offsets, rows, steps)
 

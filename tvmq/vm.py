@@ -102,6 +102,8 @@ class Machine:
         self._vm = self._ffi.load_module(_loadable(library))["vm_load_executable"]()
         self._vm["vm_initialization"](CPU, 0, POOLED_ALLOCATOR, CPU, 0, POOLED_ALLOCATOR)
         self._save = self._vm["save_function"]
+        self._clear = self._ffi.get_global_func("vm.builtin.memory_manager.clear")
+        self._names: dict[str, str] = {}
 
     def tensor(self, array: NDArray[Any]) -> Any:
         """``array`` as the VM sees it, sharing memory.
@@ -122,7 +124,22 @@ class Machine:
     def bind(self, function: str, name: str, arguments: Sequence[Any]) -> Any:
         """``function`` with all its arguments fixed, callable without any."""
         self._save(function, name, 1, *arguments)
+        self._names[name] = function
         return self._vm[name]
+
+    def unbind(self) -> None:
+        """Lets go of the arguments of every bound function; what was bound cannot be called any more."""
+        for name, function in self._names.items():
+            self._save(function, name, 1)
+        self._names.clear()
+
+    def free_buffers(self) -> None:
+        """Gives back the buffers that nothing uses.
+
+        TVM's allocator keeps each for the next request of exactly its size: over inputs of many lengths
+        that would grow to hundreds of MB.
+        """
+        self._clear()
 
     def call(self, function: str, arguments: Sequence[Any]) -> Any:
         return self._vm[function](*arguments)

@@ -175,13 +175,15 @@ def write_packed(tokenizer: MarianTokenizer, folder: Path) -> Path:
 
 def test_packed_files_give_the_same_tokenizer(tokenizer: MarianTokenizer, tmp_path: Path) -> None:
     packed = tokenizer.packed()
-    assert list(packed) == ["source.spm.xz", "vocab.json.xz", "tokenizer_config.json"]  # target = source
+    names = ["source.spm.xz", "vocab_ids.bin.xz", "vocab_others.json.xz", "tokenizer_config.json"]
+    assert list(packed) == names  # target = source
     assert packed == tokenizer.packed()
     assert sum(map(len, packed.values())) < 300_000
     again = MarianTokenizer.open(write_packed(tokenizer, tmp_path / "packed"))
-    assert json.loads(lzma.decompress(packed["vocab.json.xz"])) == json.loads(
-        (MODEL / "vocab.json").read_text()
-    )
+    assert len(again.vocabulary) == 16_000
+    for piece, index in json.loads((MODEL / "vocab.json").read_text()).items():
+        assert again.vocabulary.token(piece) == index
+        assert again.vocabulary.piece(index) == piece
     for text in ODD + sample()[:100]:
         ids = again.encode(text)
         assert ids == tokenizer.encode(text)
@@ -198,7 +200,7 @@ def test_another_target_and_settings_are_kept(variant: Callable[..., Path], tmp_
     assert packed["special_tokens_map.json"] == b"{}"
 
 
-@pytest.mark.parametrize("name", ["source.spm.xz", "vocab.json.xz"])
+@pytest.mark.parametrize("name", ["source.spm.xz", "vocab_ids.bin.xz", "vocab_others.json.xz"])
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_damaged_packed_files(tokenizer: MarianTokenizer, tmp_path: Path, name: str, damage: str) -> None:
     place = write_packed(tokenizer, tmp_path / "packed") / name
@@ -210,13 +212,27 @@ def test_damaged_packed_files(tokenizer: MarianTokenizer, tmp_path: Path, name: 
         MarianTokenizer.open(place.parent)
 
 
-def test_a_packed_vocabulary_that_is_none(tokenizer: MarianTokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("vocab_others.json", b"[]", "holds a list"),
+        ("vocab_others.json", b'{"<unk>": 1, "x": 0}', "two pieces share one id"),
+        ("vocab_others.json", b'{"<unk>": 1, "x": 16001, "y": 16001}', "two pieces share one id"),
+        ("vocab_others.json", b'{"<unk>": "1"}', "expected a number"),
+        ("vocab_ids.bin", bytes(8), "8 bytes of ids"),
+        ("vocab_ids.bin", bytes(4 * 15_999), "two pieces share one id"),
+        ("vocab_ids.bin", b"\xfe\xff\xff\xff" * 15_999, "an id is negative"),
+    ],
+)
+def test_a_packed_vocabulary_that_is_none(
+    tokenizer: MarianTokenizer, tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
     folder = write_packed(tokenizer, tmp_path / "packed")
-    (folder / "vocab.json.xz").write_bytes(compress(b"[]"))
-    with pytest.raises(InputError, match="holds a list"):
+    (folder / (name + ".xz")).write_bytes(compress(data))
+    with pytest.raises(InputError, match=message):
         MarianTokenizer.open(folder)
-    (folder / "vocab.json.xz").unlink()
-    with pytest.raises(VerificationError, match=r"vocab.json.xz: cannot be read"):
+    (folder / (name + ".xz")).unlink()
+    with pytest.raises(VerificationError, match=rf"{name}.xz: cannot be read"):
         MarianTokenizer.open(folder)
 
 
