@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,14 +61,15 @@ class Artifact:
             raise VerificationError(f"{self.path}: {show(name)} is not listed in {FILE_NAME} (compile again)")
         return self.path / name
 
-    def weights(self) -> dict[str, NDArray[Any]]:
+    def weights(self, ready: Mapping[str, NDArray[Any]] | None = None) -> dict[str, NDArray[Any]]:
         """Read-only mapped views of the stored weights, and the computed ones; all that functions take.
 
-        Vectors stored in half precision come as float32. VerificationError for damaged or missing tensors.
+        Vectors stored in half precision come as float32; what is in ``ready`` is not computed.
+        VerificationError for damaged or missing tensors.
         """
         stored = open_weights(self.file(self.manifest.weights.file), error=VerificationError)
         try:
-            tensors = complete(stored, self.manifest.weights.generated)
+            tensors = complete(stored, self.manifest.weights.generated, ready)
         except ValueError as exc:
             raise VerificationError(f"{self.path}: {exc} (compile the model again)") from exc
         for function, names in self.manifest.weights.parameters.items():

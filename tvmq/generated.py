@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .store import show
+from .vm import aligned
 
 if TYPE_CHECKING:
     from .manifest import Generated
@@ -22,10 +23,13 @@ MAX_ITEMS = 1 << 26
 """Entries of a computed table; a manifest that asks for more is not believed."""
 
 
-def sinusoidal(rows: int, columns: int) -> NDArray[np.float32]:
-    """float32[rows, columns]: Marian's positions, sines in the first half of the columns, then cosines."""
+def sinusoidal(rows: int, columns: int, *, start: int = 0) -> NDArray[np.float32]:
+    """float32[rows - start, columns]: Marian's positions from ``start`` on.
+
+    Sines are in the first half of the columns, then cosines.
+    """
     column = np.arange(columns)
-    angles = np.arange(rows)[:, None] / np.power(10000, 2 * (column // 2) / columns)
+    angles = np.arange(start, rows)[:, None] / np.power(10000, 2 * (column // 2) / columns)
     return np.concatenate([np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])], axis=1).astype(np.float32)
 
 
@@ -61,8 +65,34 @@ def halved(name: str, array: NDArray[Any]) -> NDArray[Any]:
     return half if np.array_equal(half.astype(np.float32).view(np.uint32), array.view(np.uint32)) else array
 
 
-def complete(stored: Mapping[str, NDArray[Any]], rules: Mapping[str, Generated]) -> dict[str, NDArray[Any]]:
+class PositionTable:
+    """A table of ``sinusoidal`` positions whose rows are computed when first needed: few texts need all."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        """ValueError: more than MAX_ITEMS entries."""
+        _check_size(rows, columns)
+        self.array = aligned((rows, columns), np.float32)
+        self._filled = 0
+
+    def fill(self, count: int) -> None:
+        """Make the first ``count`` rows right."""
+        count = min(count, self.array.shape[0])
+        if count > self._filled:
+            self.array[self._filled : count] = sinusoidal(count, self.array.shape[1], start=self._filled)
+            self._filled = count
+
+
+def complete(
+    stored: Mapping[str, NDArray[Any]],
+    rules: Mapping[str, Generated],
+    ready: Mapping[str, NDArray[Any]] | None = None,
+) -> dict[str, NDArray[Any]]:
     """Everything that functions take: stored tensors (halved vectors widened), then computed ones.
+
+    Args:
+        stored: what the weights file holds.
+        rules: how to compute what it does not hold.
+        ready: tensors with a rule that the caller takes care of.
 
     Raises:
         ValueError: a rule that cannot be followed, naming its tensor.
@@ -77,18 +107,22 @@ def complete(stored: Mapping[str, NDArray[Any]], rules: Mapping[str, Generated])
         if name in stored:
             raise ValueError(f"tensor {show(name)} is both stored and computed")
         try:
-            tensors[name] = _compute(rule, stored)
+            tensors[name] = ready[name] if ready and name in ready else _compute(rule, stored)
         except ValueError as error:
             raise ValueError(f"tensor {show(name)} cannot be computed: {error}") from error
     return tensors
+
+
+def _check_size(rows: int, columns: int) -> None:
+    if rows * columns > MAX_ITEMS:
+        raise ValueError(f"{rows} x {columns} entries, expected at most {MAX_ITEMS}")
 
 
 def _compute(rule: Generated, stored: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     from .manifest import Sinusoidal
 
     if isinstance(rule, Sinusoidal):
-        if rule.rows * rule.columns > MAX_ITEMS:
-            raise ValueError(f"{rule.rows} x {rule.columns} entries, expected at most {MAX_ITEMS}")
+        _check_size(rule.rows, rule.columns)
         return sinusoidal(rule.rows, rule.columns)
     if rule.source not in stored:
         raise ValueError(f"its source {show(rule.source)} is not stored")

@@ -228,7 +228,7 @@ def _read_vocabulary(folder: Path, model: SentencePieceProcessor) -> Vocabulary:
     if not isinstance(pieces, dict):
         raise InputError(f"{path}: holds a {type(pieces).__name__}, expected a JSON object")
     for piece, index in pieces.items():
-        if type(index) is not int or not 0 <= index < 1 << 31:
+        if type(index) is not int or index < 0:
             raise InputError(f"{path}: the id of {show(piece)} is {show(str(index))}, expected a number")
     try:
         if packed:

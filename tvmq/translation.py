@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .artifact import Artifact
+from .errors import VerificationError
+from .generated import PositionTable
+from .manifest import Sinusoidal
 from .vm import Machine, aligned, as_numpy
 
 Ids = NDArray[np.int32]
@@ -25,7 +28,8 @@ class TranslationModel:
     def __init__(self, artifact: Artifact, library: str) -> None:
         manifest = artifact.manifest
         self.machine = Machine(artifact.file(library))
-        arrays = artifact.weights()
+        self._positions = _position_tables(artifact)
+        arrays = artifact.weights({name: table.array for name, table in self._positions.items()})
         self._tensors = {name: self.machine.tensor(_usable(array)) for name, array in arrays.items()}
         self._parameters = manifest.weights.parameters
         self._workspaces = manifest.weights.workspaces
@@ -80,6 +84,8 @@ class TranslationModel:
         if shape != self._batch_shape:
             self.machine.free_buffers()
             self._batch_shape = shape
+        for table in self._positions.values():
+            table.fill(max(steps, *map(len, sources)))
         memory, offsets = self.encode(sources)
         return TranslationSession(self, memory, offsets, rows, steps)
 
@@ -145,6 +151,14 @@ class TranslationSession:
             arguments = [*inputs, *self._model.arguments(entry)]
             self._bound[key] = self._machine.bind(entry, f"{function}:{m}:{k}", arguments)
         return self._bound[key]
+
+
+def _position_tables(artifact: Artifact) -> dict[str, PositionTable]:
+    rules = artifact.manifest.weights.generated
+    try:
+        return {n: PositionTable(r.rows, r.columns) for n, r in rules.items() if isinstance(r, Sinusoidal)}
+    except ValueError as exc:
+        raise VerificationError(f"{artifact.path}: {exc} (compile the model again)") from exc
 
 
 def _usable(array: NDArray[Any]) -> NDArray[Any]:

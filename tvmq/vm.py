@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import mmap
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from .errors import MissingToolError
 CPU = 1
 POOLED_ALLOCATOR = 2
 ALIGNMENT = 64
+_OWN_PAGES = 1 << 16
 
 
 @contextmanager
@@ -69,8 +71,11 @@ def set_threads(count: int) -> None:
 
 
 def aligned(shape: Sequence[int], dtype: Any) -> NDArray[Any]:
-    """Zeros on a 64-byte boundary; pages are only touched when written."""
+    """Zeros on a 64-byte boundary; pages of large ones are only touched when written."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if size >= _OWN_PAGES:  # calloc may reuse freed memory, and then writes every page
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return np.frombuffer(pages, dtype).reshape(shape)
     raw = np.zeros(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)

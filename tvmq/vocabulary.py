@@ -8,20 +8,18 @@ Used by ``tokenizer``.
 
 from __future__ import annotations
 
+import sys
 from array import array
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
+MAX_TOKENS = 1 << 22
+"""Token ids are below this."""
 _MISSING = -1
-_STORED = np.dtype("<i4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,68 +32,64 @@ class Vocabulary:
 
     others: Mapping[str, int]
     _model: SentencePieceProcessor
-    _by_piece: array[int]  # piece id -> token id, or _MISSING
-    _tokens: array[int]  # sorted token ids of the model's pieces
-    _pieces: array[int]  # their piece ids
+    _tokens: array[int]  # by piece id: the token id, or _MISSING
+    _pieces: array[int]  # by token id: the piece id, or _MISSING
     _other_pieces: Mapping[int, str]
 
     @classmethod
     def of(cls, vocabulary: Mapping[str, int], model: SentencePieceProcessor) -> Vocabulary:
-        """``vocabulary`` is piece -> token id, as in vocab.json; ids are from 0 to 2^31 - 1.
+        """``vocabulary`` is piece -> token id, as in vocab.json.
 
         Raises:
-            ValueError: two pieces share one id.
+            ValueError: an id that is no id, or that two pieces share.
         """
-        numbers = {piece: model.piece_to_id(piece) for piece in vocabulary}
-        by_piece = np.full(model.get_piece_size(), _MISSING, np.int32)
-        others = {piece: vocabulary[piece] for piece, n in numbers.items() if n == model.unk_id()}
-        for piece, number in numbers.items():
-            if piece not in others:
-                by_piece[number] = vocabulary[piece]
-        return cls._build(by_piece, others, model)
+        tokens = _missing(model.get_piece_size())
+        others: dict[str, int] = {}
+        for piece, token in vocabulary.items():
+            number = model.piece_to_id(piece)
+            if number == model.unk_id():
+                others[piece] = token
+            else:
+                tokens[number] = token
+        return cls._build(tokens, others, model)
 
     @classmethod
     def restore(cls, ids: bytes, others: Mapping[str, int], model: SentencePieceProcessor) -> Vocabulary:
         """From what ``ids()`` and ``others`` gave.
 
         Raises:
-            ValueError: they do not belong to ``model``, or two pieces share one id.
+            ValueError: they do not belong to ``model``, or hold an id that is none or that two pieces share.
         """
-        if len(ids) != model.get_piece_size() * _STORED.itemsize:
-            raise ValueError(
-                f"{len(ids)} bytes of ids, expected 4 for each of {model.get_piece_size()} pieces"
-            )
-        by_piece = np.frombuffer(ids, _STORED).astype(np.int32)
-        if by_piece.min(initial=0) < _MISSING:
-            raise ValueError("an id is negative")
-        return cls._build(by_piece, others, model)
+        pieces = model.get_piece_size()
+        if len(ids) != 4 * pieces:
+            raise ValueError(f"{len(ids)} bytes of ids, expected 4 for each of {pieces} pieces")
+        return cls._build(_little_endian(array("i", ids)), others, model)
 
     @classmethod
     def _build(
-        cls, by_piece: NDArray[np.int32], others: Mapping[str, int], model: SentencePieceProcessor
+        cls, tokens: array[int], others: Mapping[str, int], model: SentencePieceProcessor
     ) -> Vocabulary:
-        order = np.argsort(by_piece).astype(np.int32)
-        order = order[np.count_nonzero(by_piece == _MISSING) :]
-        tokens = by_piece[order]
         other_pieces = {token: piece for piece, token in others.items()}
-        twice = (tokens[1:] == tokens[:-1]).any() or np.isin(tokens, list(other_pieces)).any()
-        if twice or len(other_pieces) != len(others):
+        highest = max([*other_pieces, max(tokens, default=_MISSING)])
+        if min(tokens, default=0) < _MISSING or highest >= MAX_TOKENS:
+            raise ValueError(f"an id is negative or beyond {MAX_TOKENS - 1}")
+        pieces = _missing(highest + 1)
+        for number, token in enumerate(tokens):
+            if token == _MISSING:
+                continue
+            if pieces[token] != _MISSING or token in other_pieces:
+                raise ValueError(f"two pieces share one id ({token}), expected each id once")
+            pieces[token] = number
+        if len(other_pieces) != len(others):
             raise ValueError("two pieces share one id, expected each id once")
-        return cls(
-            others=others,
-            _model=model,
-            _by_piece=array("i", by_piece.tobytes()),
-            _tokens=array("i", tokens.tobytes()),
-            _pieces=array("i", order.tobytes()),
-            _other_pieces=other_pieces,
-        )
+        return cls(others=others, _model=model, _tokens=tokens, _pieces=pieces, _other_pieces=other_pieces)
 
     def ids(self) -> bytes:
         """Token ids by piece id, int32 little-endian, -1 for pieces that are no tokens."""
-        return np.asarray(self._by_piece, _STORED).tobytes()
+        return _little_endian(self._tokens).tobytes()
 
     def __len__(self) -> int:
-        return len(self._tokens) + len(self.others)
+        return len(self._tokens) - self._tokens.count(_MISSING) + len(self.others)
 
     def encode(self, text: str, unk_id: int) -> list[int]:
         """The token ids of the model's pieces of ``text``; ``unk_id`` for those that are no tokens."""
@@ -103,7 +97,7 @@ class Vocabulary:
         if self._model.unk_id() in numbers:  # an unknown piece may still be a token: its text decides
             found = map(self.token, self._model.encode(text, out_type=str))
             return [unk_id if token is None else token for token in found]
-        tokens = (self._by_piece[number] for number in numbers)
+        tokens = (self._tokens[number] for number in numbers)
         return [unk_id if token == _MISSING else token for token in tokens]
 
     def token(self, piece: str) -> int | None:
@@ -111,14 +105,24 @@ class Vocabulary:
         if piece in self.others:
             return self.others[piece]
         number = self._model.piece_to_id(piece)
-        known = number != self._model.unk_id() and self._by_piece[number] != _MISSING
-        return self._by_piece[number] if known else None
+        known = number != self._model.unk_id() and self._tokens[number] != _MISSING
+        return self._tokens[number] if known else None
 
     def piece(self, token: int) -> str | None:
         """The piece of a token id, None for an id that the vocabulary does not have."""
         if token in self._other_pieces:
             return self._other_pieces[token]
-        place = bisect_left(self._tokens, token)
-        if place == len(self._tokens) or self._tokens[place] != token:
-            return None
-        return self._model.id_to_piece(self._pieces[place])
+        number = self._pieces[token] if 0 <= token < len(self._pieces) else _MISSING
+        return None if number == _MISSING else self._model.id_to_piece(number)
+
+
+def _missing(count: int) -> array[int]:
+    return array("i", [_MISSING]) * count
+
+
+def _little_endian(numbers: array[int]) -> array[int]:
+    """A copy of ``numbers`` in the other byte order where the machine is big-endian."""
+    if sys.byteorder == "big":
+        numbers = array("i", numbers)
+        numbers.byteswap()
+    return numbers

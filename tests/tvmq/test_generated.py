@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tvmq.generated import complete, halved, inverse, sinusoidal
+from tvmq.generated import PositionTable, complete, halved, inverse, sinusoidal
 from tvmq.manifest import Inverse, Sinusoidal
 from tvmq.weights import computed_orders
 
@@ -107,3 +107,12 @@ def test_a_tensor_is_stored_or_computed() -> None:
 def test_orders_follow_from_stored_ranks() -> None:
     names = ["a:order", "a:rank", "b:order", "c:rank", "reorder"]
     assert computed_orders(names) == {"a:order": Inverse(source="a:rank")}
+
+
+def test_position_table_fills_on_demand_to_the_same_bits() -> None:
+    table, whole = PositionTable(37, 24), sinusoidal(37, 24)
+    for count in (3, 2, 17, 99):
+        table.fill(count)
+        np.testing.assert_array_equal(table.array[:count], whole[:count])
+    with pytest.raises(ValueError, match="expected at most"):
+        PositionTable(1 << 20, 1 << 16)

@@ -274,6 +274,7 @@ def test_unsupported_settings(variant: Callable[..., Path], config: dict[str, An
         ({"<unk>": 0, "</s>": True}, "the id of '</s>' is 'True'"),
         ({"<unk>": 0, "</s>": -1}, "the id of '</s>' is '-1'"),
         ({"<unk>": 0, "</s>": 0}, "share one id"),
+        ({"<unk>": 0, "</s>": 1 << 22}, "an id is negative or beyond 4194303"),
         ({"</s>": 0}, "unknown token '<unk>' is missing"),
     ],
 )
