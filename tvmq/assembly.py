@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from targets.spec import TargetSpec
 
 from . import __version__, build
 from .artifact import Bits, BlockSize, IsaLevel, Manifest, RowBits, Versions
-from .errors import UsageError
+from .errors import MissingToolError, UsageError
 from .families.family import TensorInfo
 from .manifest import Workspace
 from .options import Progress
@@ -112,17 +114,33 @@ def build_libraries(
         lowered = build.lower(graphs, plan, level, tables, dump_ir)
         parameters = build.parameter_names(lowered)
         library = f"lib/{level.name}.so"
-        buffers = build.link(lowered, level, staging / library, planned)
+        buffers = _link(lowered, level, staging / library, planned)
         workspaces = {
-            name: tuple(
-                msgspec.convert({"dtype": dtype, "shape": shape}, Workspace) for dtype, shape in keys
-            )
+            name: tuple(msgspec.convert({"dtype": dtype, "shape": shape}, Workspace) for dtype, shape in keys)
             for name, keys in buffers.items()
         }
         features = tuple(sorted(level.cpu_flags))
         kernels = build.kernel_names(lowered)
         found.append(IsaLevel(name=level.name, library=library, features=features, kernels=kernels))
     return Libraries(levels=tuple(found), parameters=parameters, workspaces=workspaces)
+
+
+def _link(
+    module: tvm.IRModule, level: TargetSpec, path: Path, planned: Sequence[str]
+) -> dict[str, list[Any]]:
+    """``build.link``; a full disk or a broken C compiler is the user's error."""
+    try:
+        return build.link(module, level, path, planned)
+    except RuntimeError as error:
+        complaint = str(error)
+        if type(error) is not RuntimeError or "Compilation error" not in complaint:
+            raise
+        if os.strerror(errno.ENOSPC) in complaint:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        first = complaint.partition("Compilation error:")[2].strip().partition("\n")[0]
+        raise MissingToolError(
+            f"{build.find_linker()} cannot link the library: {first or complaint} (repair the C compiler)"
+        ) from error
 
 
 def tool_versions() -> Versions:

@@ -27,6 +27,7 @@ from .assembly import (
 )
 from .checkpoint import Checkpoint
 from .families import Family, get_family
+from .generation import GenerationDefaults, read_defaults
 from .graphs import BANNED, fixed_name, translation_module
 from .manifest import Sinusoidal
 from .options import Progress, no_progress
@@ -74,19 +75,20 @@ def compile_checkpoint(
         checkpoint = Checkpoint.open(model)
         family = get_family(checkpoint.config)
         config = family.read_config(checkpoint.config)
+        defaults = read_defaults(checkpoint.generation)
         tokenizer = MarianTokenizer.open(model)
         plan.validate({info.name: info.shape for info in family.tensors(config)})
         loaded = family.load(checkpoint)
         clock.start("export")
         if dump_ir is not None:
-            dump_ir.mkdir(parents=True, exist_ok=True)
+            pipeline.make_dump_folder(dump_ir)
         banned = np.array([config.pad_id], np.int32)
-        graphs = translation_module(family.export(loaded), len(banned), _beams(checkpoint))
+        graphs = translation_module(family.export(loaded), len(banned), defaults.beams)
         clock.start("quantize")
         quantized = quantize_model(checkpoint, plan, checkpoint.frequencies(), progress)
         clock.start("lower")
         common = pipeline.run(graphs, pipeline.common_phases(plan), levels[0].to_tvm(), dump_ir)
-        fixed = (fixed_name("greedy", 1), fixed_name("beam", _beams(checkpoint)))
+        fixed = (fixed_name("greedy", 1), fixed_name("beam", defaults.beams))
         libraries = build_libraries(common, staging, plan, levels, tables, dump_ir, clock, fixed)
         clock.start("pack")
         state = loaded.state_dict()
@@ -111,7 +113,7 @@ def compile_checkpoint(
         )
         bits = stored_bits(family.tensors(config), plan, arrays)
         manifest = _manifest(
-            checkpoint, family, config, plan, tables, target, libraries.levels, weights, bits
+            checkpoint, family, config, defaults, plan, tables, target, libraries.levels, weights, bits
         )
         clock.start("self-test")
         selftest.record(staging, manifest, best_level(levels))
@@ -130,6 +132,7 @@ def _manifest(
     checkpoint: Checkpoint,
     family: Family,
     config: Any,
+    defaults: GenerationDefaults,
     plan: BitPlan,
     tables: Tables,
     target: str,
@@ -137,8 +140,7 @@ def _manifest(
     weights: Weights,
     bits: Bits,
 ) -> Manifest:
-    generation = checkpoint.generation
-    limit = int(generation.get("max_length") or config.max_positions)
+    limit = config.max_positions
     return Manifest(
         versions=tool_versions(),
         family=family.name,
@@ -168,16 +170,12 @@ def _manifest(
             "pad_token_id": config.pad_id,
             "decoder_start_token_id": config.start_id,
             "forced_eos_token_id": config.forced_eos_id,
-            "num_beams": _beams(checkpoint),
-            "length_penalty": float(generation.get("length_penalty") or 1.0),
-            "max_new_tokens": max(1, min(limit, config.max_positions) - 1),
+            "num_beams": defaults.beams,
+            "length_penalty": defaults.length_penalty,
+            "max_new_tokens": max(1, min(defaults.max_length or limit, limit) - 1),
         },
         bits=bits,
     )
-
-
-def _beams(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.generation.get("num_beams") or 1)
 
 
 def _licence(folder: Path) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import api
-from .cli import guarded
+from .cli import as_process
 from .cli.ui import Ui
 from .errors import InputError
 from .evaluation import EvalResult, read_pairs, score, translate_all
@@ -75,7 +75,7 @@ class Measured:
 
 def main() -> int:
     """Run the demo and return its exit code."""
-    return guarded(_run)
+    return as_process(_run)
 
 
 def _run() -> None:
@@ -164,9 +164,7 @@ def _measure(
     )
 
 
-def _show_translations(
-    console: Console, sources: list[str], original: Measured, compiled: Measured
-) -> None:
+def _show_translations(console: Console, sources: list[str], original: Measured, compiled: Measured) -> None:
     from rich.table import Table
     from rich.text import Text
 

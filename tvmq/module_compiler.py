@@ -77,7 +77,7 @@ def compile_module(
         clock.start("export")
         exported = export_module(module, example_inputs, dynamic_shapes)
         if options.dump_ir is not None:
-            options.dump_ir.mkdir(parents=True, exist_ok=True)
+            pipeline.make_dump_folder(options.dump_ir)
         target = levels[0].to_tvm()
         imported, _ = pipeline.common_phases(BitPlan(schema=1, blocks=(), words=(), source=""))
         graphs = pipeline.run(exported.graphs, [imported], target, options.dump_ir)

@@ -29,6 +29,9 @@ from relay_passes.share_tables import ShareTables
 from schedules.lut_table import Tables
 from targets.spec import TargetSpec
 
+from .errors import InputError
+from .store import atomic_write
+
 Pass = Callable[[tvm.IRModule], tvm.IRModule]
 
 
@@ -78,6 +81,14 @@ def target_phases(plan: BitPlan, target: TargetSpec, tables: Tables) -> list[Pha
     ]
 
 
+def make_dump_folder(path: Path) -> None:
+    """The folder for ``dump``, before any work is done; InputError where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write IR to {path}: {error.strerror} (name a folder)") from error
+
+
 def run(module: tvm.IRModule, phases: Sequence[Phase], target: Any, dump: Path | None = None) -> tvm.IRModule:
     """Runs the phases in order; with ``dump``, writes ``<phase>.py`` after each."""
     with target:
@@ -85,5 +96,5 @@ def run(module: tvm.IRModule, phases: Sequence[Phase], target: Any, dump: Path |
             for step in phase.passes:
                 module = step(module)
             if dump is not None:
-                (dump / f"{phase.name}.py").write_text(module.script() + "\n", encoding="utf-8")
+                atomic_write(dump / f"{phase.name}.py", module.script() + "\n")
     return module

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -197,7 +197,8 @@ def _clean_up(path: Path, temporary: Path) -> Iterator[None]:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # the reason for being here counts, not that nothing could be made
+                temporary.unlink(missing_ok=True)
         if isinstance(exc, OSError) and exc.errno in _UNWRITABLE:
             raise InputError(f"cannot write {path}: {_UNWRITABLE[exc.errno]}") from exc
         raise

@@ -8,10 +8,11 @@ Exit codes: 0 ok, 1 a bug of tvmq, 2 usage, 3 bad input, 4 missing tool, 5 verif
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -67,7 +68,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after ``tvmq``; those of the process by default. None at all is ``--help``.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return guarded(lambda: app(args=words or ["--help"], prog_name="tvmq", standalone_mode=False))
+    guard = as_process if arguments is None else guarded
+    return guard(lambda: app(args=words or ["--help"], prog_name="tvmq", standalone_mode=False))
+
+
+def as_process(run: Callable[[], object]) -> int:
+    """``guarded`` for the whole life of a process: Ctrl-C ends it cleanly and at once."""
+    signal.signal(signal.SIGINT, _Interrupts.note)
+    code = guarded(run)
+    if code == INTERRUPTED:
+        sys.stderr.flush()
+        os._exit(code)  # graphs that TVM left half-built would complain while they are taken down
+    return code
+
+
+class _Interrupts:
+    """Whether Ctrl-C was pressed: an interrupt inside TVM comes back as an error without a name."""
+
+    seen: ClassVar[bool] = False
+    kept: ClassVar[BaseException | None] = None
+
+    @classmethod
+    def note(cls, *_: object) -> NoReturn:
+        cls.seen = True
+        raise KeyboardInterrupt
 
 
 def guarded(run: Callable[[], object]) -> int:
@@ -86,9 +110,16 @@ def guarded(run: Callable[[], object]) -> int:
         return _fail(f"{where}{error.strerror or error}", InputError.exit_code)
     except ValueError as error:
         return _fail(str(error), InputError.exit_code)
+    except MemoryError:
+        return _fail(
+            "not enough memory on this machine for this model and these options", InputError.exit_code
+        )
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except Exception as error:
+        if _Interrupts.seen:
+            _Interrupts.kept = error
+            return _fail("interrupted", INTERRUPTED)
         text = f"internal error: {type(error).__name__}: {error} (add -vv, please report it)"
         return _fail(text, BUG)
 

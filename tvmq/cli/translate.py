@@ -14,7 +14,7 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from tvmq.errors import InputError
+from tvmq.errors import InputError, UsageError
 from tvmq.options import SearchOptions
 from tvmq.streaming import LineResult, Undecodable, translate_lines
 
@@ -87,7 +87,7 @@ def translate(
 def _check_output(path: Path, force: bool) -> None:
     """Find out before the work, not after it, that the result cannot be written."""
     if path.exists() and not force:
-        raise InputError(f"{path}: exists already; add --force to replace it")
+        raise UsageError(f"{path} exists already (use --force to replace it, or choose another output)")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"{path}: its folder does not exist or cannot be written to")
 

@@ -26,6 +26,13 @@ _SIZES = (
     "decoder_attention_heads",
     "decoder_ffn_dim",
 )
+_LIMITS = {
+    "d_model": 1 << 16,
+    "max_position_embeddings": 1 << 16,
+    "encoder_layers": 1 << 10,
+    "decoder_layers": 1 << 10,
+}
+"""Sizes that are computed with before any tensor has confirmed them."""
 _TOKENS = ("eos_token_id", "pad_token_id", "decoder_start_token_id")
 _FIXED = {
     "normalize_before": False,
@@ -225,6 +232,8 @@ def _positive(config: dict[str, Any], key: str) -> int:
     value = config[key]
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
         raise InputError(f"config.json: {key} is {value!r}, expected a positive whole number")
+    if value > _LIMITS.get(key, value):
+        raise InputError(f"config.json: {key} is {value}, expected at most {_LIMITS[key]}")
     return value
 
 
