@@ -72,4 +72,4 @@ machine.return_freed_memory()
 print(machine.resident_bytes() - bare)
 """
     (kept,) = above_bare(code, tmp_path)
-    assert kept < 9 * MB / 2  # a dict of the pieces and its inverse take 8
+    assert kept < 9 * MB / 2  # a dict of the pieces and its inverse take 6.8
