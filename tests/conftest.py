@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,3 +65,35 @@ def tvmq(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(code=code, out=captured.out, err=captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Marian folder with random weights that compiles in seconds: 2 + 2 layers, width 64, 320 words."""
+    from benchmarks.make_base import BaseShape, write_base
+
+    shape = BaseShape(layers=2, width=64, ffn=128, heads=4, vocabulary=320)
+    folder = write_base(tmp_path_factory.mktemp("tiny") / "model", seed=3, shape=shape)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"max_length": 13}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compiled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``compiled("3-bit", tables="exact")``: the artifact of the tiny model, made once per session."""
+    from tvmq import api
+    from tvmq.options import CompileOptions, PlanOptions
+
+    made: dict[tuple[str, tuple[Any, ...]], Path] = {}
+    folder = tmp_path_factory.mktemp("compiled")
+
+    def make(preset: str, **options: Any) -> Path:
+        key = (preset, tuple(sorted(options.items())))
+        if key not in made:
+            path = folder / f"{len(made)}.tvmq"
+            api.compile(tiny_model, path, CompileOptions(plan=PlanOptions(preset=preset), **options))
+            made[key] = path
+        return made[key]
+
+    return make

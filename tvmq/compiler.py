@@ -26,6 +26,7 @@ from .assembly import (
     tool_versions,
 )
 from .checkpoint import Checkpoint
+from .errors import InputError
 from .families import Family, get_family
 from .generation import GenerationDefaults, read_defaults
 from .graphs import BANNED, fixed_name, translation_module
@@ -77,6 +78,7 @@ def compile_checkpoint(
         config = family.read_config(checkpoint.config)
         defaults = read_defaults(checkpoint.generation)
         tokenizer = MarianTokenizer.open(model)
+        _check_tokenizer(tokenizer, config)
         plan.validate({info.name: info.shape for info in family.tensors(config)})
         loaded = family.load(checkpoint)
         clock.start("export")
@@ -120,6 +122,21 @@ def compile_checkpoint(
         written = write_artifact(staging, manifest)
         clock.stop()
     return CompileReport(output=output, manifest=written, seconds=clock.seconds)
+
+
+def _check_tokenizer(tokenizer: MarianTokenizer, config: Any) -> None:
+    """The tokenizer's ids are words of the model; InputError where they come from another model."""
+    largest = tokenizer.vocabulary.highest
+    if largest >= config.vocab_size:
+        raise InputError(
+            f"{tokenizer.folder}: the tokenizer has token id {largest}, the model's vocab_size is "
+            f"{config.vocab_size}; use the files of one model"
+        )
+    if tokenizer.eos_id != config.eos_id:
+        raise InputError(
+            f"{tokenizer.folder}: the tokenizer ends sentences with token id {tokenizer.eos_id}, config.json "
+            f"has eos_token_id {config.eos_id}; use the files of one model"
+        )
 
 
 def _write_tokenizer(tokenizer: MarianTokenizer, folder: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import selftest, vm
-from .artifact import Artifact, Manifest
+from .artifact import Artifact, Manifest, verify_files
 from .errors import InputError, UsageError
 from .loading import MODULE_FAMILY, open_checked
 from .machine import return_freed_memory
@@ -64,6 +64,7 @@ def load(path: Path | str, *, threads: int = 1, isa: str | None = None) -> Trans
     artifact = opened.artifact
     if artifact.manifest.family == MODULE_FAMILY:
         raise InputError(f"{path}: holds a module, not a translation model; call it: tvmq.load(path)(inputs)")
+    verify_files(artifact, [name for name in artifact.manifest.files if name.startswith("tokenizer/")])
     tokenizer = MarianTokenizer.open(artifact.path / "tokenizer")
     model = TranslationModel(artifact, opened.library)
     return_freed_memory()  # reading the tokenizer takes twice what it keeps

@@ -91,6 +91,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self._tokens) - self._tokens.count(_MISSING) + len(self.others)
 
+    @property
+    def highest(self) -> int:
+        """The largest token id."""
+        return len(self._pieces) - 1
+
     def encode(self, text: str, unk_id: int) -> list[int]:
         """The token ids of the model's pieces of ``text``; ``unk_id`` for those that are no tokens."""
         numbers = self._model.encode(text, out_type=int)
