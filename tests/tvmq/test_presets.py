@@ -43,7 +43,7 @@ def test_the_papers_main_row() -> None:
 
 
 def test_names() -> None:
-    uniform = ["fp32", "1-bit", "2-bit", "3-bit", "4-bit", "8-bit"]
+    uniform = ["default", "fp32", "1-bit", "2-bit", "3-bit", "4-bit", "8-bit"]
     assert set(preset_names()) == {*uniform, *(f"chung2020-{row}" for row in AVERAGES)}
     assert DEFAULT_PRESET in preset_names()
     assert all(get_preset(name).name == name for name in preset_names())
