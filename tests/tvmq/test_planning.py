@@ -84,12 +84,16 @@ def test_the_user_overrides_how_a_preset_quantizes() -> None:
         )  # fmt: skip
 
 
-def test_the_default_is_three_bits_in_groups() -> None:
+def test_the_default_is_three_bits_with_a_scale_per_row() -> None:
     plan = make_plan(small())
     assert set(bits_of(plan).values()) == {3}
     assert {(e.quantizer, e.group_size, e.scale_dtype) for e in plan.blocks} == {
-        ("alternating", 128, "float16")
+        ("alternating", None, "float16")
     }
+
+
+def test_a_uniform_preset_is_grouped() -> None:
+    assert {e.group_size for e in make_plan(small(), preset="3-bit").blocks} == {128}
 
 
 @pytest.mark.parametrize(
