@@ -166,7 +166,8 @@ def random_sources(translator: Translator, options: BenchOptions) -> list[list[i
     manifest = translator.manifest
     vocabulary = int(manifest.architecture["vocab"])
     special = {
-        manifest.generation.get(f"{name}_token_id") for name in ("eos", "pad", "decoder_start", "bos", "unk")
+        cast(int | None, manifest.generation.get(f"{name}_token_id"))
+        for name in ("eos", "pad", "decoder_start", "bos", "unk")
     }
     ordinary = [token for token in range(vocabulary) if token not in special]
     end = cast(int, manifest.generation["eos_token_id"])
