@@ -51,5 +51,6 @@ def test_names() -> None:
 
 
 def test_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(UsageError, match=r"unknown preset '3bit': known are default, fp32, 1-bit, .*; did you mean"):
+    expected = r"unknown preset '3bit': known are default, fp32, 1-bit, .*; did you mean"
+    with pytest.raises(UsageError, match=expected):
         get_preset("3bit")
