@@ -82,7 +82,7 @@ def test_a_library_runs_with_and_without_workspaces(
     buffers = [aligned(array.shape, array.dtype) for array in (arrays[name] for name in names)]
     for buffer, name in zip(buffers, names, strict=True):
         buffer[...] = arrays[name]
-    work = [aligned(space.shape, space.dtype) for space in spaces.get("main", ())]
+    work = [aligned(shape, dtype) for dtype, shape in spaces.get("main", ())]
     assert bool(work) == bool(planned)
     x = aligned((2, 3, 32), np.float32)
     for seed in (1, 2):
