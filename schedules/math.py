@@ -6,9 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .tir import LANES, T, as_type, fsplat, intrinsic, isplat
 
 EXP_LOWEST = -87.0
@@ -27,11 +24,6 @@ def vector_exp(x: Any, lanes: int = LANES) -> Any:
     poly = T.Bind((poly * (r * r) + r) + fsplat(1.0, lanes))
     exponent = T.shift_left(T.Cast(f"int32x{lanes}", n), isplat(23, lanes))
     return as_type(as_type(poly, f"int32x{lanes}") + exponent, f"float32x{lanes}")
-
-
-def reference_exp(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """NumPy meaning of :func:`vector_exp`."""
-    return np.exp(np.maximum(x, np.float32(EXP_LOWEST)))
 
 
 def for_vectors(width: int, vector: Callable[[Any], None], scalar: Callable[[Any], None]) -> None:

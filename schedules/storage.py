@@ -9,7 +9,6 @@ an FP32 matrix as ``w:packed``. ``b@w`` is the vector b in the storage order of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,8 +119,3 @@ def _pack_segment(prefix: str, planes: BitPlanes) -> dict[str, NDArray]:
     }
     offsets = pack_offsets(planes)
     return arrays if offsets is None else arrays | {f"{prefix}:offsets": offsets}
-
-
-def total_bytes(arrays: Sequence[StoredArray]) -> int:
-    """Bytes of the arrays in the weights file, without alignment."""
-    return sum(int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize for a in arrays)
