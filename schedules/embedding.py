@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .lut_gemm import Segment
+from .lut_gemm import Segment, segment_params
 from .packing import BLOCK_ROWS, STEP_COLUMNS, TILE_ROWS, ColumnLayout, row_blocks
 from .tir import KernelBuilder, T, body, put
 
@@ -40,7 +40,7 @@ def gather(spec: GatherSpec, name: str = "gather") -> Any:
         m = T.int64()
         ids = kernel.param("ids", (m,), "int32")
         rank = kernel.param("rank", (spec.words,), spec.rank_dtype) if spec.rank_dtype else None
-        tables = [_declare(kernel, spec, i) for i in range(len(spec.segments))]
+        tables = [segment_params(kernel, s, spec.width, i, s.bits) for i, s in enumerate(spec.segments)]
         tables = tables or [_declare_float(kernel, spec)]
         y = kernel.param("y", (m, spec.width))
         reads = [b for b in (ids, rank, *(b for table in tables for b in table)) if b is not None]
@@ -55,20 +55,6 @@ def gather(spec: GatherSpec, name: str = "gather") -> Any:
                 with T.If(T.And(place >= start, place < stop)), T.Then():
                     _segment_row(spec, segment, table, y, row, place - start)
     return kernel.result
-
-
-def _declare(kernel: KernelBuilder, spec: GatherSpec, index: int) -> tuple[Any, Any, Any]:
-    segment = spec.segments[index]
-    layout = ColumnLayout(k=spec.width, group_size=segment.group_size)
-    blocks = row_blocks(segment.rows)
-    keys = kernel.param(f"keys{index}", (blocks, segment.bits, layout.steps, TILES, 64), "uint8")
-    scales = kernel.param(
-        f"scales{index}", (blocks, segment.bits, layout.groups, BLOCK_ROWS), segment.scale_dtype
-    )
-    offsets = None
-    if segment.offset:
-        offsets = kernel.param(f"offsets{index}", (blocks, layout.groups, BLOCK_ROWS), segment.scale_dtype)
-    return keys, scales, offsets
 
 
 def _declare_float(kernel: KernelBuilder, spec: GatherSpec) -> tuple[Any]:

@@ -141,7 +141,7 @@ def lut_gemm(spec: LutSpec, isa: str, name: str = "lut_gemm") -> Any:
         table = kernel.param("table", (m, layout.padded_k // MU, ENTRIES), table_dtype(spec.tables))
         scale = kernel.param("scale", (m, layout.chunks))
         sums = kernel.param("sums", (m, layout.steps))
-        weights = [_segment_params(kernel, spec, i) for i in range(len(spec.segments))]
+        weights = [segment_params(kernel, s, spec.k, i, T.int64()) for i, s in enumerate(spec.segments)]
         biases = [
             kernel.param(f"bias{i}", (n,)) if spec.bias[i] else None for i, n in enumerate(spec.outputs)
         ]
@@ -154,10 +154,12 @@ def lut_gemm(spec: LutSpec, isa: str, name: str = "lut_gemm") -> Any:
     return kernel.result
 
 
-def _segment_params(kernel: KernelBuilder, spec: LutSpec, index: int) -> tuple[Any, Any, Any]:
-    segment = spec.segments[index]
-    layout = spec.layout(segment)
-    blocks, bits = row_blocks(segment.rows), T.int64()
+def segment_params(
+    kernel: KernelBuilder, segment: Segment, k: int, index: int, bits: Any
+) -> tuple[Any, Any, Any]:
+    """Declares a segment's buffers: keys, scales, offsets or None; ``bits`` is a number or a size variable."""
+    layout = ColumnLayout(k=k, group_size=segment.group_size)
+    blocks = row_blocks(segment.rows)
     keys = kernel.param(f"keys{index}", (blocks, bits, layout.steps, TILES, 64), "uint8")
     scales = kernel.param(f"scales{index}", (blocks, bits, layout.groups, BLOCK_ROWS), segment.scale_dtype)
     offsets = None
@@ -309,4 +311,4 @@ def _add(into: Any, tile: Any, value: Any) -> None:
     store(into, (tile * TILE_ROWS,), load(into, (tile * TILE_ROWS,), TILE_ROWS) + value, TILE_ROWS)
 
 
-__all__ = ["LutSpec", "Segment", "integer_reference", "lut_gemm", "reference"]
+__all__ = ["LutSpec", "Segment", "integer_reference", "lut_gemm", "reference", "segment_params"]
