@@ -157,7 +157,7 @@ def lut_gemm(spec: LutSpec, isa: str, name: str = "lut_gemm") -> Any:
 def segment_params(
     kernel: KernelBuilder, segment: Segment, k: int, index: int, bits: Any
 ) -> tuple[Any, Any, Any]:
-    """Declares a segment's buffers: keys, scales, offsets or None; ``bits`` is a number or a size variable."""
+    """Declares keys, scales, and offsets or None of a segment; ``bits`` may be a size variable."""
     layout = ColumnLayout(k=k, group_size=segment.group_size)
     blocks = row_blocks(segment.rows)
     keys = kernel.param(f"keys{index}", (blocks, bits, layout.steps, TILES, 64), "uint8")
