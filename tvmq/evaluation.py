@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .compressed import SUFFIX, decompress
 from .errors import InputError
 from .installation import require
 from .options import Progress, SearchOptions, no_progress
@@ -40,18 +41,21 @@ class EvalResult:
     seconds: float
 
 
-def read_pairs(path: Path) -> tuple[list[str], list[str]]:
-    """Sources and references of a UTF-8 file with ``source TAB reference`` lines.
+def read_pairs(path: Path, *, limit: int | None = None) -> tuple[list[str], list[str]]:
+    """Sources and references of a UTF-8 file with ``source TAB reference`` lines, plain or as ``.xz``.
+
+    Args:
+        path: the file.
+        limit: only the first pairs.
 
     Raises:
         InputError: the file is missing, too large, empty or not UTF-8, or a line has not exactly one tab.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected lines of source TAB reference")
-    if path.stat().st_size > MAX_DATA_BYTES:
-        raise InputError(f"{path}: larger than {MAX_DATA_BYTES >> 20} MiB; evaluate on a sample")
-    sources, references = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    sources: list[str] = []
+    references: list[str] = []
+    for number, line in enumerate(_data(path).split(b"\n"), 1):
+        if limit is not None and len(sources) == limit:
+            break
         if not line.strip():
             continue
         try:
@@ -65,6 +69,15 @@ def read_pairs(path: Path) -> tuple[list[str], list[str]]:
     if not sources:
         raise InputError(f"{path}: no sentences; expected lines of source TAB reference")
     return sources, references
+
+
+def _data(path: Path) -> bytes:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected lines of source TAB reference")
+    if path.stat().st_size > MAX_DATA_BYTES:
+        raise InputError(f"{path}: larger than {MAX_DATA_BYTES >> 20} MiB; take a sample")
+    data = path.read_bytes()
+    return decompress(data, str(path), MAX_DATA_BYTES, error=InputError) if path.suffix == SUFFIX else data
 
 
 def score(hypotheses: Sequence[str], references: Sequence[str], *, seconds: float = 0.0) -> EvalResult:

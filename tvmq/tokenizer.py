@@ -60,9 +60,13 @@ class MarianTokenizer:
     _source: SentencePieceProcessor
 
     @classmethod
-    def open(cls, folder: Path | str) -> MarianTokenizer:
+    def open(cls, folder: Path | str, *, target: bool = False) -> MarianTokenizer:
         """Reads source.spm, target.spm, vocab.json and tokenizer_config.json of a model folder, or their
         compressed copies in an artifact.
+
+        Args:
+            folder: model folder or an artifact's tokenizer folder.
+            target: encode with the target language's pieces (training text), not with the source's.
 
         Raises:
             InputError: a file is missing or damaged, or asks for something that is not supported.
@@ -70,19 +74,17 @@ class MarianTokenizer:
         """
         folder = Path(folder)
         try:
-            return cls._read(folder)
+            return cls._read(folder, TARGET if target else SOURCE)
         except OSError as exc:
             raise InputError(f"{folder}: cannot be read ({exc.strerror})") from exc
 
     @classmethod
-    def _read(cls, folder: Path) -> MarianTokenizer:
+    def _read(cls, folder: Path, side: str) -> MarianTokenizer:
         config = _read_config(folder)
-        source = _read_file(folder, SOURCE)
-        model = _load(source, folder / SOURCE)
+        model = _load(_read_file(folder, side), folder / side)
         if not _is_packed(folder):  # part of the model's files: a damaged one must not ship
-            target = _read_file(folder, TARGET)
-            if target != source:
-                _load(target, folder / TARGET)
+            for other in {SOURCE, TARGET} - {side}:
+                _load(_read_file(folder, other), folder / other)
         vocabulary = _read_vocabulary(folder, model)
         tokens = {key: _token_text(folder / CONFIG, key, config.get(key)) for key in _DEFAULT_SPECIAL}
         if vocabulary.token(tokens["unk_token"]) is None:

@@ -51,6 +51,8 @@ class Family:
         tensors: checked config -> every quantizable matrix, in graph order.
         load: checkpoint -> the torch model (imports torch); raises InputError.
         export: model -> exported programs by name (imports torch).
+        whole: model -> module over whole padded batches, ``forward(source, source_lengths, target)`` ->
+            logits of every target position (imports torch); calibration and retraining run it.
     """
 
     name: str
@@ -58,3 +60,4 @@ class Family:
     tensors: Callable[[Any], list[TensorInfo]]
     load: Callable[[TensorSource], Any]
     export: Callable[[Any], dict[str, Any]]
+    whole: Callable[[Any], Any]

@@ -27,7 +27,7 @@ from .marian_config import Leaf, MarianConfig, layout
 _POSITION_TABLES = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 
 
-class _Tree(nn.Module):
+class LayerTree(nn.Module):
     """A module whose layers are reached by their checkpoint names."""
 
     def attach(self, name: str, layer: nn.Module) -> None:
@@ -45,7 +45,7 @@ class _Tree(nn.Module):
         return self.get_submodule(name)(x)
 
 
-class MarianModel(_Tree):
+class MarianModel(LayerTree):
     """All weights of one model; tied tables exist once.
 
     Buffers: ``positions`` float32[max_positions, D] (used by both sides), ``final_logits_bias`` float32[V].
@@ -65,7 +65,7 @@ class MarianModel(_Tree):
         self.requires_grad_(False)
 
 
-class _Graph(_Tree):
+class _Graph(LayerTree):
     """One exported graph: a view of the model with the layers that this graph uses."""
 
     positions: Tensor

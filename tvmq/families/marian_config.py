@@ -211,7 +211,7 @@ def tensors(config: MarianConfig) -> list[TensorInfo]:
 
 
 def family() -> Family:
-    """The registry entry; torch is imported by ``load`` and ``export`` only."""
+    """The registry entry; torch is imported by ``load``, ``export`` and ``whole`` only."""
 
     def load(checkpoint: TensorSource) -> Any:
         from . import marian
@@ -223,8 +223,18 @@ def family() -> Family:
 
         return marian.export(model)
 
+    def whole(model: Any) -> Any:
+        from .marian_whole import MarianWhole
+
+        return MarianWhole(model)
+
     return Family(
-        name="marian", read_config=MarianConfig.from_dict, tensors=tensors, load=load, export=export
+        name="marian",
+        read_config=MarianConfig.from_dict,
+        tensors=tensors,
+        load=load,
+        export=export,
+        whole=whole,
     )
 
 
