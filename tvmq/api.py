@@ -6,7 +6,7 @@ Nothing heavy is imported before a function that needs it runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from .options import (
     SearchOptions,
     no_progress,
 )
+from .retraining.options import RetrainOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from .evaluation import EvalResult
     from .model_plan import PlanReport
     from .module_runtime import CompiledModule
+    from .retraining.loop import Evaluation
+    from .retraining.session import RetrainReport
     from .runtime import Translator
 
 
@@ -158,6 +161,56 @@ def _compile_module(
 
     return compile_module(
         module, example_inputs, Path(output), options, dynamic_shapes=dynamic_shapes, progress=progress
+    )
+
+
+def retrain(
+    model: Path | str,
+    output: Path | str,
+    *,
+    data: Path | str,
+    dev: Path | str,
+    start: Path | PlanOptions,
+    calibration: Path | None = None,
+    dev_limit: int | None = None,
+    options: RetrainOptions = RetrainOptions(),
+    force: bool = False,
+    progress: Progress = no_progress,
+    on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
+) -> RetrainReport:
+    """Distil an FP32 model folder into its quantized form and write a coded checkpoint.
+
+    Args:
+        model: the FP32 model, which is the teacher.
+        output: folder to write; ``compile`` takes it.
+        data: training text, ``source TAB target`` lines, plain or .xz.
+        dev: development text, never trained on; it decides which weights are kept.
+        start: a coded checkpoint to go on from, or how many bits every tensor gets.
+        calibration: file of ``calibrate``, for plans with hessian codes.
+        dev_limit: only the first development pairs.
+        options: method, limits and learning rates.
+        force: replace an existing coded checkpoint.
+        progress: called after every step.
+        on_evaluation: called after every evaluation.
+
+    Raises:
+        TvmqError: anything given cannot be used.
+    """
+    require("torch", "compile")
+    require("sacrebleu", "eval")
+    from .retraining.session import retrain_model, start_from
+
+    return retrain_model(
+        Path(model),
+        Path(output),
+        start=start_from(start, calibration),
+        data=Path(data),
+        dev=Path(dev),
+        dev_limit=dev_limit,
+        options=options,
+        force=force,
+        progress=progress,
+        on_evaluation=on_evaluation,
     )
 
 

@@ -22,6 +22,7 @@ from tvmq.errors import InputError, TvmqError, UsageError
 
 from .compile import compile_model
 from .reports import bench, doctor, evaluate, inspect, targets, verify
+from .retrain import retrain
 from .translate import translate
 from .ui import Ui
 
@@ -37,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("compile")(compile_model)
+app.command("retrain")(retrain)
 app.command("translate")(translate)
 app.command("eval")(evaluate)
 app.command("bench")(bench)

@@ -66,8 +66,9 @@ class MarianWhole(LayerTree):
             attended = self._attend(f"{path}.encoder_attn", x, memory, config.decoder_heads, mask)
             x = self.run(f"{path}.encoder_attn_layer_norm", x + attended)
             x = self._feed_forward(path, x)
-        head = self.get_submodule(config.head)
-        return F.linear(x, head.get_parameter("weight"), self.final_logits_bias.to(x.dtype))
+        weight = self.get_submodule(config.head).weight
+        assert isinstance(weight, Tensor)  # no Parameter while functional_call replaces it
+        return F.linear(x, weight, self.final_logits_bias.to(x.dtype))
 
     def _embed(self, table: str, ids: Tensor) -> Tensor:
         words = self.run(table, ids) * self.scale
