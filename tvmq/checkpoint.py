@@ -2,7 +2,8 @@
 """A Hugging Face model folder, read without trusting it: the entrance of every compile.
 
 Only JSON and safetensors are read, each checked before it is believed; pickles are never loaded.
-Tensors are mapped and become float32 one at a time, when asked for.
+Tensors are mapped and become float32 one at a time, when asked for. A coded checkpoint (``coded_checkpoint``)
+reads like any other: its matrices have their own names and the values that its planes stand for.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from relay_passes.bit_plan import BitPlan
+from schedules.packing import BitPlanes, WordPlanes
+
+from .coded_checkpoint import PLAN, WEIGHTS, CodedTensors
 from .errors import InputError
 from .store import read_bytes, read_json_object, sha256_file, show
 from .tensor_file import TensorFile
 
-SINGLE = "model.safetensors"
+SINGLE = WEIGHTS
 INDEX = "model.safetensors.index.json"
 FREQUENCIES = "token_freq.tsv"
 _MAX_CONFIG = 4 << 20
@@ -44,6 +49,7 @@ class Checkpoint:
     config: dict[str, Any]
     generation: dict[str, Any]
     _tensors: dict[str, TensorFile]
+    _coded: CodedTensors | None = None
     _hash: list[str] = field(default_factory=list)
 
     @classmethod
@@ -66,11 +72,13 @@ class Checkpoint:
             raise InputError(f"{folder}: {found}, expected a model folder with config.json and {SINGLE}")
         config = read_json_object(folder / "config.json", _MAX_CONFIG)
         generation = folder / "generation_config.json"
+        tensors, coded = _open_tensors(folder)
         return cls(
             path=folder,
             config=config,
             generation=read_json_object(generation, _MAX_CONFIG) if generation.exists() else {},
-            _tensors=_open_tensors(folder),
+            _tensors=tensors,
+            _coded=coded,
         )
 
     def names(self) -> list[str]:
@@ -79,19 +87,35 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor; an unknown name is an InputError."""
-        return self._file(name).entries[name].shape
+        file = self._file(name)
+        if self._coded and name in self._coded.names():
+            return self._coded.shape(name)
+        return file.entries[name].shape
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """A fresh float32 array of a tensor stored as F16, BF16, F32 or F64, checked to be finite."""
-        return self._file(name).float32(name)
+        """A fresh float32 array of a tensor stored as F16, BF16, F32, F64 or planes, checked to be finite."""
+        planes = self.planes(name)
+        return self._file(name).float32(name) if planes is None else planes.dequantize()
+
+    def planes(self, name: str) -> BitPlanes | WordPlanes | None:
+        """The codes of a tensor that is stored as planes; None for any other."""
+        coded = self._coded
+        return coded.planes(name) if coded and name in coded.names() else None
+
+    @property
+    def plan(self) -> BitPlan | None:
+        """The plan that a coded checkpoint was made by; None for any other."""
+        return self._coded.plan if self._coded else None
 
     @property
     def sha256(self) -> str:
-        """The hash over the names and contents of config.json, the index and every tensor file."""
+        """The hash over names and contents of config.json, the index, a stored plan and every tensor file."""
         if not self._hash:
             paths = {file.path for file in self._tensors.values()} | {self.path / "config.json"}
             if not (self.path / SINGLE).exists():
                 paths.add(self.path / INDEX)
+            if self._coded:
+                paths.add(self.path / PLAN)
             lines = "".join(f"{sha256_file(p)}  {p.name}\n" for p in sorted(paths))
             self._hash.append(hashlib.sha256(lines.encode()).hexdigest())
         return self._hash[0]
@@ -112,12 +136,14 @@ class Checkpoint:
         return self._tensors[name]
 
 
-def _open_tensors(folder: Path) -> dict[str, TensorFile]:
+def _open_tensors(folder: Path) -> tuple[dict[str, TensorFile], CodedTensors | None]:
     if (folder / SINGLE).exists():
         file = TensorFile.open(folder / SINGLE)
-        return _not_empty(folder, dict.fromkeys(file.entries, file))
+        coded = CodedTensors.open(file)
+        names = [*coded.plain(), *coded.names()] if coded else file.entries
+        return _not_empty(folder, dict.fromkeys(names, file)), coded
     if (folder / INDEX).exists():
-        return _not_empty(folder, _open_shards(folder))
+        return _not_empty(folder, _open_shards(folder)), None
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
     if pickles:
         raise InputError(

@@ -85,8 +85,11 @@ def plan_model(model: Path, options: PlanOptions) -> PlanReport:
     checkpoint = Checkpoint.open(model)
     family = get_family(checkpoint.config)
     tensors = family.tensors(family.read_config(checkpoint.config))
-    frequencies = None if options.plan else _frequencies(checkpoint, options)
-    plan = plan_tensors(tensors, options, frequencies)
+    if checkpoint.plan is not None:
+        plan = _stored_plan(checkpoint, checkpoint.plan, options, tensors)
+    else:
+        frequencies = None if options.plan else _frequencies(checkpoint, options)
+        plan = plan_tensors(tensors, options, frequencies)
     return PlanReport(
         plan=plan,
         size=predict_size(tensors, plan, _vector_params(checkpoint, tensors)),
@@ -116,6 +119,23 @@ def plan_tensors(
         scale_dtype=options.scale_dtype,
         frequencies=frequencies,
     )
+
+
+def _stored_plan(
+    checkpoint: Checkpoint, plan: BitPlan, options: PlanOptions, tensors: list[TensorInfo]
+) -> BitPlan:
+    """The plan of a coded checkpoint, whose bits are what they are."""
+    if options != PlanOptions():
+        raise UsageError(
+            f"{checkpoint.path} is a coded checkpoint, its bits are fixed; leave out the options for bits "
+            "(--preset, --bits, --plan, --set, --quantizer, --group-size, --offset, --scale-dtype, "
+            "--frequencies, --text) or take the float model"
+        )
+    try:
+        plan.validate({info.name: info.shape for info in tensors})
+    except ValueError as error:
+        raise InputError(f"{checkpoint.path}: {error}") from None
+    return plan
 
 
 def _read_plan(options: PlanOptions, tensors: list[TensorInfo]) -> BitPlan:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,15 @@ from .quantizers import get_quantizer
 from .word_bits import frequency_order
 
 
+@runtime_checkable
+class CodedSource(Protocol):
+    """A source that may hold planes already; ``tvmq.checkpoint.Checkpoint`` is one."""
+
+    @property
+    def plan(self) -> BitPlan | None: ...
+    def planes(self, name: str) -> BitPlanes | WordPlanes | None: ...
+
+
 def quantize_model(
     source: TensorSource,
     plan: BitPlan,
@@ -25,9 +36,9 @@ def quantize_model(
     """Quantize every tensor of ``plan`` that does not stay FP32, in the plan's order.
 
     Args:
-        source: a checkpoint: shapes and float32 tensors by name.
+        source: a checkpoint: shapes and float32 tensors by name; planes that it holds are kept.
         plan: validated against the source first.
-        frequencies: occurrences of each word; needed where the plan has bits by word.
+        frequencies: occurrences of each word; needed for bits by word where the source holds no planes.
         progress: called with weights done of weights in all.
 
     Raises:
@@ -35,16 +46,19 @@ def quantize_model(
     """
     entries = [e for e in plan.entries() if isinstance(e, WordBits) or e.bits != FLOAT_BITS]
     sizes = [int(np.prod(source.shape(entry.tensor))) for entry in entries]
-    order = _order(plan, frequencies)
+    stored = _stored(source, plan)
+    order = _order(plan, frequencies) if stored is None else None
     done, result = 0, {}
     progress("quantize", 0, sum(sizes))
     for entry, size in zip(entries, sizes, strict=True):
-        weight = source.tensor(entry.tensor)
         try:
-            if isinstance(entry, WordBits):
-                result[entry.tensor] = quantize_words(weight, entry, order)
+            planes = stored.planes(entry.tensor) if stored else None
+            if planes is not None:
+                result[entry.tensor] = planes
+            elif isinstance(entry, WordBits):
+                result[entry.tensor] = quantize_words(source.tensor(entry.tensor), entry, order)
             else:
-                result[entry.tensor] = quantize_matrix(weight, entry)
+                result[entry.tensor] = quantize_matrix(source.tensor(entry.tensor), entry)
         except ValueError as error:
             raise InputError(f"{entry.tensor}: {error}") from error
         done += size
@@ -87,6 +101,17 @@ def _planes(weight: NDArray[np.floating], entry: BlockBits | WordBits, bits: int
         offset=entry.offset,
         scale_dtype=entry.scale_dtype,
     )
+
+
+def _stored(source: TensorSource, plan: BitPlan) -> CodedSource | None:
+    """The source as one that holds planes, if it does; InputError where they were made by another plan."""
+    if not isinstance(source, CodedSource) or source.plan is None:
+        return None
+    if source.plan.entries() != plan.entries():
+        raise InputError(
+            "the checkpoint holds planes of another plan; take its own plan, or quantize the float model"
+        )
+    return source
 
 
 def _order(plan: BitPlan, frequencies: NDArray[np.integer] | None) -> NDArray[np.int32] | None:

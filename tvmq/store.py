@@ -136,16 +136,25 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def atomic_dir(path: Path, force: bool, *, inputs: Sequence[Path] = ()) -> Iterator[Path]:
+def atomic_dir(
+    path: Path,
+    force: bool,
+    *,
+    inputs: Sequence[Path] = (),
+    kind: str = "an artifact",
+    markers: Sequence[str] = ("manifest.json",),
+) -> Iterator[Path]:
     """Yields an empty staging folder beside ``path`` that becomes ``path`` when the block ends well.
 
     Args:
-        path: the artifact folder to make.
-        force: replace an existing artifact; it stays in place until the new one is complete.
+        path: the folder to make.
+        force: replace an existing one of the same kind; it stays in place until the new one is complete.
         inputs: folders that are being read; the output may not be, hold or lie inside one of them.
+        kind: what the folder will be, for messages.
+        markers: files that every folder of this kind has; no other folder is replaced.
 
     Raises:
-        UsageError: the output exists (without ``force``), is not an artifact, or overlaps an input.
+        UsageError: the output exists (without ``force``), is of another kind, or overlaps an input.
         InputError: the place is missing, read-only or full. Nothing is left behind, as on any
             exception or interrupt inside the block.
     """
@@ -153,13 +162,13 @@ def atomic_dir(path: Path, force: bool, *, inputs: Sequence[Path] = ()) -> Itera
     for source in inputs:
         _refuse_overlap(path, Path(source))
     _require_parent(path)
-    _require_free(path, force)
+    _require_free(path, force, kind, markers)
     staging = _beside(path, "tmp")
     with _clean_up(path, staging):
         staging.mkdir()
         yield staging
         _fsync_tree(staging)
-        _require_free(path, force)
+        _require_free(path, force, kind, markers)
         _swap(staging, path)
 
 
@@ -223,17 +232,18 @@ def _require_parent(path: Path) -> None:
         raise InputError(f"cannot write {path}: the folder {path.parent} does not exist (create it first)")
 
 
-def _require_free(path: Path, force: bool) -> None:
+def _require_free(path: Path, force: bool, kind: str, markers: Sequence[str]) -> None:
     try:
         exists, link = os.path.lexists(path), path.is_symlink()
-        artifact = path.is_dir() and (path / "manifest.json").is_file()
+        lacking = [name for name in markers if not (path.is_dir() and (path / name).is_file())]
     except OSError as exc:
         raise InputError(f"cannot write {path}: {exc.strerror}") from exc
     if exists and not force:
         raise UsageError(f"{path} exists already (use --force to replace it, or choose another output)")
-    if exists and (link or not artifact):
+    if exists and (link or lacking):
+        why = f"no {lacking[0]}" if lacking else "a link"
         raise UsageError(
-            f"{path} exists and is not an artifact (no manifest.json), so it is not replaced "
+            f"{path} exists and is not {kind} ({why}), so it is not replaced "
             "even with --force (choose another output)"
         )
 

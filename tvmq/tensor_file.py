@@ -58,6 +58,7 @@ class TensorFile:
 
     path: Path
     entries: dict[str, TensorEntry]
+    metadata: dict[str, str]
     error: type[TvmqError]
     _bytes: NDArray[np.uint8]
 
@@ -69,10 +70,10 @@ class TensorFile:
         header = parse_json(data[8:start].tobytes(), f"{path}: header", error=error)
         if not isinstance(header, dict):
             raise error(f"{path}: the header is not a JSON object")
-        _check_metadata(path, header.pop("__metadata__", {}), error)
+        metadata = _metadata(path, header.pop("__metadata__", {}), error)
         entries = {name: _entry(path, name, value, start, error) for name, value in header.items()}
         _check_cover(path, entries, start, data.size, error)
-        return cls(path=path, entries=entries, error=error, _bytes=data)
+        return cls(path=path, entries=entries, metadata=metadata, error=error, _bytes=data)
 
     def raw(self, name: str) -> NDArray[Any]:
         """A read-only view of a tensor in its stored dtype; BF16 as its uint16 bit pattern."""
@@ -104,18 +105,23 @@ class TensorFile:
         return values
 
 
-def write_weights(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+def write_weights(
+    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes tensors in the given order, each on a 64-byte boundary, as a valid safetensors file.
 
     Args:
         path: the file to make, inside a staging folder (see ``store.atomic_dir``).
         tensors: name -> array of uint8, int8, uint16, int32, float16 or float32. Names starting with
             ``__`` are the format's own.
+        metadata: text for the header, name -> value.
 
     Raises:
         ValueError: an unsupported dtype or a reserved name.
     """
     header, gaps = _layout(tensors)
+    if metadata:
+        header = {"__metadata__": dict(metadata)} | header
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with path.open("wb") as file:
@@ -128,11 +134,16 @@ def write_weights(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
 def open_weights(path: Path, *, error: type[TvmqError] = InputError) -> dict[str, NDArray[Any]]:
     """Read-only views of every tensor of a file made by ``write_weights``, mapped, 64-byte aligned."""
     file = TensorFile.open(path, error=error)
-    names = [name for name in file.entries if not name.startswith(_PAD)]
+    names = [name for name in file.entries if not is_padding(name)]
     for name in names:
         if file.entries[name].begin % ALIGNMENT:
             raise error(f"{path}: tensor {show(name)} is not aligned to {ALIGNMENT} bytes (compile again)")
     return {name: file.raw(name) for name in names}
+
+
+def is_padding(name: str) -> bool:
+    """Whether a tensor only fills the gap before an aligned one."""
+    return name.startswith(_PAD)
 
 
 def _layout(tensors: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Any], list[int]]:
@@ -187,9 +198,10 @@ def _header_end(path: Path, data: NDArray[np.uint8], error: type[TvmqError]) -> 
     return 8 + length
 
 
-def _check_metadata(path: Path, metadata: object, error: type[TvmqError]) -> None:
+def _metadata(path: Path, metadata: object, error: type[TvmqError]) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise error(f"{path}: __metadata__ in the header must map names to text")
+    return metadata
 
 
 def _entry(path: Path, name: str, value: object, start: int, error: type[TvmqError]) -> TensorEntry:
