@@ -10,7 +10,6 @@ which matrices they hold; ``weights`` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -148,13 +147,13 @@ class _Nearest(torch.autograd.Function):
         ctx: Any, latent: Tensor, scales: Tensor, offsets: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         ctx.save_for_backward(latent, scales, offsets)
-        return _compiled(_values, latent.is_cuda)(latent, *_levels(scales, offsets)[:2], dtype)
+        return _values(latent, *_levels(scales, offsets)[:2], dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         latent, scales, offsets = ctx.saved_tensors
         levels, middles, signs = _levels(scales, offsets)
-        into, per_level = _compiled(_gradients, latent.is_cuda)(gradients[0], latent, levels, middles)
+        into, per_level = _gradients(gradients[0], latent, levels, middles)
         into_scales = torch.einsum("lqn,ln->qn", signs, per_level)
         into_offsets = None if offsets is None else per_level.sum(0)
         return into, into_scales, into_offsets, None
@@ -177,12 +176,6 @@ def _gradients(gradient: Tensor, latent: Tensor, levels: Tensor, middles: Tensor
     per_level = torch.stack([above[j] - above[j + 1] for j in range(len(levels))])
     outwards = (latent > levels[-1][:, None]) & (wide < 0) | (latent < levels[0][:, None]) & (wide > 0)
     return torch.where(outwards, 0.0, wide), per_level
-
-
-@lru_cache(maxsize=8)
-def _compiled(function: Callable[..., Any], compile: bool) -> Callable[..., Any]:
-    """On a GPU, one fused kernel instead of a dozen passes over all weights."""
-    return torch.compile(function, dynamic=False) if compile else function
 
 
 @lru_cache(maxsize=64)

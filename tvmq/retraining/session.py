@@ -159,8 +159,6 @@ def retrain_model(
     weights = StudentWeights(
         begin.latents, begin.planes, floats, begin.plan, options.method, _phases(begin.plan, options.phases)
     ).to(device)
-    if device.type == "cuda":
-        torch._dynamo.config.recompile_limit = 64  # one kernel per bank shape
     identity = {
         "model": checkpoint.sha256,
         "plan": plan_hash(begin.plan),
