@@ -19,6 +19,7 @@ from .options import (
     CompileOptions,
     PlanOptions,
     Progress,
+    QuantizeOptions,
     SearchOptions,
     no_progress,
 )
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .artifact import VerifyResult
     from .assembly import CompileReport
     from .benchmark import BenchResult
+    from .coding import QuantizeReport
     from .diagnosis import Check
     from .evaluation import EvalResult
     from .model_plan import PlanReport
@@ -69,6 +71,26 @@ def describe_plan(model: Path | str, options: PlanOptions = PlanOptions()) -> Pl
     from .model_plan import plan_model
 
     return plan_model(Path(model), options)
+
+
+def quantize(
+    model: Path | str,
+    output: Path | str,
+    options: QuantizeOptions = QuantizeOptions(),
+    *,
+    progress: Progress = no_progress,
+) -> QuantizeReport:
+    """Quantize a model folder into a coded checkpoint, which ``compile`` takes; see ``tvmq.coding``."""
+    require("torch", "compile")
+    from .coding import quantize_checkpoint
+
+    return quantize_checkpoint(
+        Path(model),
+        Path(output),
+        plan=plan(model, options.plan),
+        force=options.force,
+        progress=progress,
+    )
 
 
 @overload

@@ -159,20 +159,41 @@ def write_coded(
 
     Args:
         output: the folder to write.
-        model: the folder that config.json, the tokenizer and licence notes come from.
-        plan: bits of every tensor.
-        planes: codes of every tensor that ``plan`` does not keep in FP32.
-        floats: the other tensors that the model computes with (biases, norms, tensors of 32 bits) by their
-            names in the checkpoint; stored in float16 where that is exact for every value, else in float32.
         force: replace an existing coded checkpoint.
+        model, plan, planes, floats: see ``fill_coded``.
 
     Raises:
         ValueError: ``planes`` and ``floats`` are not what the plan says.
         UsageError: the output exists or overlaps the model folder.
         InputError: the output cannot be written, or a file of the model folder not be read.
     """
+    with coded_folder(output, model, force) as staging:
+        fill_coded(staging, model=model, plan=plan, planes=planes, floats=floats)
+
+
+def fill_coded(
+    folder: Path,
+    *,
+    model: Path,
+    plan: BitPlan,
+    planes: Mapping[str, BitPlanes | WordPlanes],
+    floats: Mapping[str, NDArray[Any]],
+) -> None:
+    """Writes the files of a coded checkpoint into ``folder``, the empty one that ``coded_folder`` gives.
+
+    Args:
+        folder: where to write.
+        model: the folder that config.json, the tokenizer and licence notes come from.
+        plan: bits of every tensor.
+        planes: codes of every tensor that ``plan`` does not keep in FP32.
+        floats: the other tensors that the model computes with (biases, norms, tensors of 32 bits) by their
+            names in the checkpoint; stored in float16 where that is exact for every value, else in float32.
+
+    Raises:
+        ValueError: ``planes`` and ``floats`` are not what the plan says.
+    """
     entries = _coded(plan)
-    tensors = {name: _narrowed(name, value) for name, value in sorted(floats.items())}
+    tensors = {name: narrowed(name, value) for name, value in sorted(floats.items())}
     for name in sorted(planes):
         tensors |= _flat(name, planes[name])
     columns = {name: value.shape[1] for name, value in planes.items()}
@@ -182,14 +203,13 @@ def write_coded(
     for name, value in planes.items():
         check_values(name, value)
     metadata = {"format": FORMAT} | {name: str(columns[name]) for name in sorted(columns)}
-    with coded_folder(output, model, force) as staging:
-        _copy_companions(Path(model), staging)
-        (staging / PLAN).write_bytes(encode_plan(plan))
-        write_weights(staging / WEIGHTS, tensors, metadata)
+    _copy_companions(model, folder)
+    (folder / PLAN).write_bytes(encode_plan(plan))
+    write_weights(folder / WEIGHTS, tensors, metadata)
 
 
-def _narrowed(name: str, value: NDArray[Any]) -> NDArray[Any]:
-    """A float array in float16 where that keeps every value, else in float32."""
+def narrowed(name: str, value: NDArray[Any]) -> NDArray[Any]:
+    """A float array in float16 where that keeps every value, else in float32; ValueError where not finite."""
     single = np.asarray(value, np.float32)
     if not np.isfinite(single).all():
         raise ValueError(f"tensor {show(name)} holds values that are not finite")

@@ -72,6 +72,19 @@ class CompileOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeOptions:
+    """How a model becomes a coded checkpoint.
+
+    Attributes:
+        plan: bits per tensor.
+        force: replace an existing coded checkpoint.
+    """
+
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
     """How sentences are generated.
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from tvmq import api, cli
-from tvmq.cli.compile import parse_override
+from tvmq.cli.options import parse_override
 from tvmq.errors import MissingToolError, UsageError
 
 Run = Callable[..., Any]
-VERBS = ("compile", "translate", "eval", "bench", "inspect", "verify", "targets", "doctor")
+VERBS = ("compile", "quantize", "translate", "eval", "bench", "inspect", "verify", "targets", "doctor")
 
 
 def one_error(text: str) -> str:

@@ -5,23 +5,32 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from tvmq.errors import UsageError
-from tvmq.options import CompileOptions, PlanOptions, Tables
+from tvmq.options import CompileOptions, Tables
 
+from .options import (
+    MB,
+    Bits,
+    DryRun,
+    Frequencies,
+    GroupSize,
+    Model,
+    Offset,
+    PlanFile,
+    Preset,
+    Quantizer,
+    ScaleDtype,
+    Set,
+    Text,
+    plan_options,
+    plan_tables,
+)
 from .ui import Force, Json, Quiet, Ui, Verbose, facts_table
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from tvmq.model_plan import PlanReport
-
-MB = 1e6
-
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder: config.json and safetensors.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write, by custom NAME.tvmq.")]
 Target = Annotated[str, typer.Option("--target", help="host, x86-64 (all levels) or a name of tvmq targets.")]
 IsaLevels = Annotated[
@@ -29,28 +38,6 @@ IsaLevels = Annotated[
 ]
 TablesOption = Annotated[Tables, typer.Option("--tables", help="int8 is fast, exact computes in FP32.")]
 DumpIr = Annotated[Path | None, typer.Option("--dump-ir", help="Folder for the IR after each phase.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and predicted size; write nothing.")]
-
-Preset = Annotated[str | None, typer.Option("--preset", help="A shipped plan, such as fp32.")]
-Bits = Annotated[float | None, typer.Option("--bits", help="Mean bits per weight; a sensible mix is picked.")]
-PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan.json.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="PATTERN=BITS", help="Bits of a block or of matching tensors; the last one wins."
-    ),
-]
-Quantizer = Annotated[str | None, typer.Option("--quantizer", help="alternating, greedy or rtn.")]
-GroupSize = Annotated[
-    int | None, typer.Option("--group-size", min=0, help="Columns that share a scale; 0 is a whole row.")
-]
-Offset = Annotated[bool | None, typer.Option("--offset/--no-offset", help="An offset beside the scales.")]
-ScaleDtype = Annotated[
-    Literal["float16", "float32"] | None,
-    typer.Option("--scale-dtype", help="Stored type of scales and offsets."),
-]
-Frequencies = Annotated[Path | None, typer.Option("--frequencies", help="token_freq.tsv for bits by word.")]
-Text = Annotated[Path | None, typer.Option("--text", help="Text to count token frequencies in instead.")]
 
 
 def compile_model(
@@ -80,11 +67,11 @@ def compile_model(
     from tvmq import api
 
     ui = Ui.start(json=json_output, verbose=verbose, quiet=quiet)
-    plan = PlanOptions(
+    plan = plan_options(
         preset=preset,
         bits=bits,
-        plan=plan_file,
-        overrides=tuple(parse_override(text) for text in overrides or ()),
+        plan_file=plan_file,
+        overrides=overrides,
         quantizer=quantizer,
         group_size=group_size,
         offset=offset,
@@ -110,32 +97,6 @@ def compile_model(
     with ui.progress() as progress:
         api.compile(model, output, options, progress=progress)
     _summary(ui, output, time.perf_counter() - start, api.inspect(output))
-
-
-def parse_override(text: str) -> tuple[str, int]:
-    """``PATTERN=BITS`` as a pair; UsageError where it is not one."""
-    pattern, found, bits = text.rpartition("=")
-    if not found or not pattern or not bits.isascii() or not bits.isdigit():
-        raise UsageError(f"--set {text}: expected PATTERN=BITS, such as --set Dec_ffn=2")
-    return pattern, int(bits)
-
-
-def plan_tables(report: PlanReport) -> tuple[Table, str, Table]:
-    """The plan for people: sizes above, one row per block below."""
-    from rich.table import Table
-
-    table = Table("block", "bits", "stored bits per weight", "weights", "MB", box=None, pad_edge=False)
-    for block in report.size.blocks:
-        stored = f"{block.bits_per_weight:.2f}"
-        size = f"{block.bytes / MB:.2f}"
-        table.add_row(block.name, report.widths[block.name], stored, f"{block.weights:,}", size)
-    rows = {
-        "plan": report.plan.source,
-        "predicted size": f"{report.size.bytes / MB:.2f} MB of {report.fp32_bytes / MB:.1f} MB in FP32",
-        "ratio": f"{report.ratio:.1f} times smaller",
-        "bits per weight": f"{report.size.bits_per_weight:.2f} (scales, offsets and word order included)",
-    }
-    return facts_table(rows), "", table
 
 
 def _summary(ui: Ui, output: Path, seconds: float, facts: dict[str, Any]) -> None:

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tvmq quantize``: a model folder in, a coded checkpoint out; with --dry-run only the plan and its size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tvmq.errors import UsageError
+from tvmq.options import QuantizeOptions
+
+from .options import (
+    MB,
+    Bits,
+    DryRun,
+    Frequencies,
+    GroupSize,
+    Model,
+    Offset,
+    PlanFile,
+    Preset,
+    Quantizer,
+    ScaleDtype,
+    Set,
+    Text,
+    plan_options,
+    plan_tables,
+)
+from .ui import Force, Json, Quiet, Ui, Verbose, facts_table
+
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.")]
+
+
+def quantize_model(
+    model: Model,
+    output: Output = None,
+    preset: Preset = None,
+    bits: Bits = None,
+    plan_file: PlanFile = None,
+    overrides: Set = None,
+    quantizer: Quantizer = None,
+    group_size: GroupSize = None,
+    offset: Offset = None,
+    scale_dtype: ScaleDtype = None,
+    frequencies: Frequencies = None,
+    text: Text = None,
+    dry_run: DryRun = False,
+    force: Force = False,
+    json_output: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize a model into a small model folder, to compile or to retrain."""
+    from tvmq import api
+
+    ui = Ui.start(json=json_output, verbose=verbose, quiet=quiet)
+    plan = plan_options(
+        preset=preset,
+        bits=bits,
+        plan_file=plan_file,
+        overrides=overrides,
+        quantizer=quantizer,
+        group_size=group_size,
+        offset=offset,
+        scale_dtype=scale_dtype,
+        frequencies=frequencies,
+        text=text,
+    )
+    if dry_run:
+        planned = api.describe_plan(model, plan)
+        ui.result(planned.to_json(), *plan_tables(planned))
+        return
+    if output is None:
+        raise UsageError("where to? name the folder to write: -o FOLDER (or --dry-run)")
+    with ui.progress() as progress:
+        report = api.quantize(model, output, QuantizeOptions(plan=plan, force=force), progress=progress)
+    rows = {
+        "written": f"{output} in {report.seconds:.1f} s",
+        "size": f"{report.size_bytes / MB:.1f} MB, {report.ratio:.1f} times smaller than FP32",
+        "bits per weight": f"{report.bits_per_weight:.2f}",
+    }
+    ui.result(report.to_json(), facts_table(rows))
