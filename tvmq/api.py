@@ -7,7 +7,7 @@ Nothing heavy is imported before a function that needs it runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -266,14 +266,42 @@ def evaluate(
     search: SearchOptions = SearchOptions(),
     *,
     limit: int | None = None,
+    baseline: Path | str | None = None,
+    output: Path | str | None = None,
     progress: Progress = no_progress,
 ) -> EvalResult:
-    """BLEU and chrF of an artifact on ``source TAB reference`` lines; see ``tvmq.evaluation``."""
+    """BLEU and chrF of an artifact on ``source TAB reference`` lines; see ``tvmq.evaluation``.
+
+    Args:
+        artifact: folder that ``compile`` wrote.
+        data: the lines.
+        search: generation options, of the baseline too.
+        limit: only the first sentences.
+        baseline: another artifact, or a file with one translation a line, for a paired test.
+        output: file for the translations, one a line; a later call can take it as its baseline.
+        progress: called per batch.
+    """
     require("sacrebleu", "eval")
+    from .evaluation import check_output, write_hypotheses
     from .evaluation import evaluate as score_artifact
 
-    with closing(load_translator(artifact, threads=search.threads, isa=search.isa)) as translator:
-        return score_artifact(translator, Path(data), search, limit=limit, progress=progress)
+    given = None if baseline is None else Path(baseline)
+    if output is not None:
+        check_output(Path(output), [Path(data), *([] if given is None else [given])])
+    with ExitStack() as opened:
+
+        def open_here(path: Path | str) -> Translator:
+            return opened.enter_context(
+                closing(load_translator(path, threads=search.threads, isa=search.isa))
+            )
+
+        other = open_here(given) if given is not None and given.is_dir() else given
+        result = score_artifact(
+            open_here(artifact), Path(data), search, limit=limit, baseline=other, progress=progress
+        )
+    if output is not None:
+        write_hypotheses(Path(output), result.hypotheses)
+    return result
 
 
 def bench(artifact: Path | str, options: BenchOptions = BenchOptions()) -> BenchResult:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -152,6 +153,7 @@ def test_bench_and_eval_json_keys(tvmq: Run, monkeypatch: pytest.MonkeyPatch) ->
     """Keys that other programs rely on."""
     from tvmq.benchmark import BenchResult
     from tvmq.evaluation import EvalResult
+    from tvmq.significance import Comparison
 
     measured = BenchResult(
         tokens_per_s=1.0,
@@ -170,11 +172,31 @@ def test_bench_and_eval_json_keys(tvmq: Run, monkeypatch: pytest.MonkeyPatch) ->
         "tokens_per_s", "ms_per_sentence", "threads", "beam", "batch", "peak_rss_mb", "baseline_rss_mb",
         "weights_mb", "isa", "cpu",
     }  # fmt: skip
-    scored = EvalResult(metric="BLEU", value=33.0, chrf=61.0, signature="s", n=2, seconds=1.0)
+    scored = EvalResult(
+        metric="BLEU",
+        value=33.0,
+        value_interval=(30.0, 36.0),
+        chrf=61.0,
+        chrf_interval=(59.0, 63.0),
+        signature="s",
+        n=2,
+        seconds=1.0,
+        hypotheses=("a", "b"),
+    )
     monkeypatch.setattr(api, "evaluate", lambda *_, **__: scored)
     value = json.loads(tvmq("eval", "a", "--data", "d.tsv", "--json").out)
-    assert set(value) == {"metric", "value", "signature", "n", "chrf"}
+    alone = {"metric", "value", "value_interval", "signature", "n", "chrf", "chrf_interval"}
+    assert set(value) == alone
     assert "2 in 1.0 s" in tvmq("eval", "a", "--data", "d.tsv").out
+    found = Comparison(baseline_value=34.0, difference=-1.0, interval=(-1.5, -0.5), p_value=0.0123)
+    compared = dataclasses.replace(scored, comparison=found, chrf_comparison=found)
+    monkeypatch.setattr(api, "evaluate", lambda *_, **__: compared)
+    value = json.loads(tvmq("eval", "a", "--data", "d.tsv", "--baseline", "b", "--json").out)
+    added = {"baseline_value": 34.0, "difference": -1.0, "interval": [-1.5, -0.5], "p_value": 0.0123}
+    assert {key: value[key] for key in added} == added
+    assert set(value) == alone | {prefix + key for key in added for prefix in ("", "chrf_")}
+    shown = tvmq("eval", "a", "--data", "d.tsv", "--baseline", "b").out
+    assert "-1.00 (95 %: -1.50 to -0.50), p = 0.0123, baseline 34.00" in shown
 
 
 def test_a_closed_pipe_is_silent() -> None:
@@ -195,3 +217,52 @@ def test_verbs_and_options_are_documented() -> None:
     for name, command in group.commands.items():
         assert command.help, name
         assert all(getattr(option, "help", None) for option in command.params), name
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--data", "none.tsv"], 3, "none.tsv: no such file; expected lines of source TAB reference"),
+        (["--baseline", "none.txt"], 3, "none.txt: no such file; expected one translation a line"),
+        (["--baseline", "short.txt"], 3, "short.txt: 1 lines, expected 2, a translation of each sentence"),
+        (["--baseline", "folder"], 3, "folder: not an artifact"),
+        (["--output", "folder"], 2, "folder is a folder, expected a file name"),
+        (["--output", "none/out.txt"], 3, "the folder none does not exist (create it first)"),
+        (["--output", "data.tsv"], 2, "the output data.tsv is one of the inputs"),
+        (["--baseline", "short.txt", "--output", "short.txt"], 2, "short.txt is one of the inputs"),
+    ],
+)
+def test_bad_files_of_eval(
+    tvmq: Run,
+    compiled: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    code: int,
+    message: str,
+) -> None:
+    artifact = compiled("3-bit")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "data.tsv").write_text("a b\tc d\ne f\tg h\n")
+    (tmp_path / "short.txt").write_text("c d\n")
+    outcome = tvmq("eval", artifact, "--data", "data.tsv", *words)
+    assert outcome.code == code
+    assert message in one_error(outcome.err)
+    assert outcome.out == ""
+    kept = {"data.tsv": "a b\tc d\ne f\tg h\n", "short.txt": "c d\n"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()} == kept
+
+
+def test_eval_against_a_file_and_an_artifact(
+    tvmq: Run, compiled: Callable[..., Path], tmp_path: Path
+) -> None:
+    data, lines = tmp_path / "data.tsv", tmp_path / "lines.txt"
+    data.write_text("w1 w2 w3\tw4 w5 w6\nw7 w8\tw9 w10\n")
+    words = ["eval", compiled("3-bit"), "--data", data, "--json"]
+    first = json.loads(tvmq(*words, "--output", lines).out)
+    assert len(lines.read_text(encoding="utf-8").splitlines()) == 2
+    by_file = json.loads(tvmq(*words, "--baseline", lines).out)
+    assert by_file == json.loads(tvmq(*words, "--baseline", compiled("3-bit")).out)
+    assert {key: by_file[key] for key in first} == first
+    assert (by_file["difference"], by_file["interval"], by_file["p_value"]) == (0.0, [0.0, 0.0], 1.0)

@@ -34,7 +34,17 @@ def measured(setting: demo.Setting, factor: float) -> demo.Measured:
         setting=setting,
         facts={"size_bytes": 2e8 / factor, "bits_per_weight": 32 / factor},
         outputs=["gut"],
-        score=EvalResult(metric="BLEU", value=33 - factor, chrf=60, signature="s", n=1, seconds=1),
+        score=EvalResult(
+            metric="BLEU",
+            value=33 - factor,
+            value_interval=(0, 100),
+            chrf=60,
+            chrf_interval=(0, 100),
+            signature="s",
+            n=1,
+            seconds=1,
+            hypotheses=("gut",),
+        ),
         greedy=run(1),
         beam=run(4),
     )

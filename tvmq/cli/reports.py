@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,9 @@ from .ui import (
     facts_table,
 )
 
+if TYPE_CHECKING:
+    from tvmq.significance import Comparison
+
 MB = 1e6
 
 
@@ -34,6 +37,13 @@ def evaluate(
     artifact: Artifact,
     data: Annotated[Path, typer.Option("--data", help="UTF-8 lines of source TAB reference.")],
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first sentences.")] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="Another artifact, or a file with a translation a line, to compare."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the translations; a later --baseline.")
+    ] = None,
     beam: Beam = 4,
     length_penalty: LengthPenalty = 1.0,
     max_length: MaxLength = None,
@@ -44,7 +54,7 @@ def evaluate(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Score translations against references: BLEU and chrF (sacrebleu)."""
+    """Score translations against references, BLEU and chrF (sacrebleu), and test against a baseline."""
     from tvmq import api
 
     ui = Ui.start(json=json_output, verbose=verbose, quiet=quiet)
@@ -57,16 +67,32 @@ def evaluate(
         isa=isa,
     )
     with ui.progress() as progress:
-        result = api.evaluate(artifact, data, search, limit=limit, progress=progress)
-    value = dataclasses.asdict(result)
-    seconds = value.pop("seconds")
-    rows = {
-        "BLEU": f"{result.value:.2f}",
-        "chrF": f"{result.chrf:.2f}",
-        "sentences": f"{result.n} in {seconds:.1f} s",
-        "signature": result.signature,
-    }
-    ui.result(value, facts_table(rows))
+        result = api.evaluate(
+            artifact, data, search, limit=limit, baseline=baseline, output=output, progress=progress
+        )
+    rows: dict[str, str] = {}
+    for name, value, interval, comparison in (
+        ("BLEU", result.value, result.value_interval, result.comparison),
+        ("chrF", result.chrf, result.chrf_interval, result.chrf_comparison),
+    ):
+        rows[name] = f"{value:.2f} (95 %: {_interval(interval)})"
+        if comparison is not None:
+            rows[f"{name} - baseline"] = _against(comparison)
+    rows["sentences"] = f"{result.n} in {result.seconds:.1f} s"
+    rows["signature"] = result.signature
+    ui.result(result.to_json(), facts_table(rows))
+
+
+def _interval(interval: tuple[float, float], sign: str = "") -> str:
+    low, high = interval
+    return f"{low:{sign}.2f} to {high:{sign}.2f}"
+
+
+def _against(comparison: Comparison) -> str:
+    return (
+        f"{comparison.difference:+.2f} (95 %: {_interval(comparison.interval, '+')}), "
+        f"p = {comparison.p_value:.4f}, baseline {comparison.baseline_value:.2f}"
+    )
 
 
 def bench(
