@@ -120,14 +120,21 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     Raises:
         InputError: the folder is missing, read-only or full; the old file is then untouched.
     """
+    with atomic_file(path) as place:
+        place.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """As ``atomic_write``, for a file that the block writes at the yielded place."""
     path = Path(path)
     _require_parent(path)
     beside = _beside(path, "tmp")
     try:
         with _clean_up(path, beside):
-            with beside.open("xb") as file:
-                file.write(data.encode("utf-8") if isinstance(data, str) else data)
-                file.flush()
+            beside.touch(exist_ok=False)
+            yield beside
+            with beside.open("rb") as file:
                 os.fsync(file.fileno())
             beside.replace(path)
             _fsync_folder(path.parent)

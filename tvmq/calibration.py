@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model's matrices read and how much each output matters, measured once on sample text.
+
+Per matrix W [n, k] the second moment H = E[x x^T] of its inputs: the mean squared change of W x under an
+error E of the weights is tr(E H E^T). With ``fisher`` also the squared gradients of the outputs, so that
+errors of different matrices can be compared. One file, which quantizers, sensitivities and retraining read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checkpoint import Checkpoint
+from .errors import InputError, UsageError
+from .families import get_family
+from .installation import require
+from .options import Progress, no_progress
+from .samples import Sample, Samples
+from .store import atomic_file, parse_json, show
+from .tensor_file import TensorFile, write_weights
+
+if TYPE_CHECKING:
+    from .activations import ActivationRecorder
+
+SCHEMA = 1
+CHUNK = 128
+"""Sentences summed by one process at a time: fixed, so that the result does not depend on the processes."""
+_KIND = "calibration"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """Sums over the real tokens of some sentences; what one process hands back.
+
+    Attributes:
+        inputs: matrix -> which of ``packed`` holds its inputs.
+        packed: upper triangles of sum x x^T, float32[k (k + 1) / 2], row after row.
+        counts: inputs summed in each of ``packed``.
+        outputs: matrix -> sum of squared gradients of its outputs, float32[n]; empty without ``fisher``.
+        lookups: word table -> sum of squared gradients of looked up rows, float32[k]; empty without it.
+        frequencies: int64[V], tokens of both sides.
+        target_tokens: predicted tokens.
+    """
+
+    inputs: dict[str, int]
+    packed: list[NDArray[np.float32]]
+    counts: list[int]
+    outputs: dict[str, NDArray[np.float32]]
+    lookups: dict[str, NDArray[np.float32]]
+    frequencies: NDArray[np.int64]
+    target_tokens: int
+
+    def add(self, other: Sums) -> Sums:
+        """Both together; this one's arrays are added to in place."""
+        for mine, theirs in (
+            *zip(self.packed, other.packed, strict=True),
+            *((self.outputs[name], other.outputs[name]) for name in self.outputs),
+            *((self.lookups[name], other.lookups[name]) for name in self.lookups),
+            (self.frequencies, other.frequencies),
+        ):
+            mine += theirs
+        return Sums(
+            inputs=self.inputs,
+            packed=self.packed,
+            counts=[a + b for a, b in zip(self.counts, other.counts, strict=True)],
+            outputs=self.outputs,
+            lookups=self.lookups,
+            frequencies=self.frequencies,
+            target_tokens=self.target_tokens + other.target_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Second moments of inputs, squared gradients of outputs and token counts of one model on sample text.
+
+    Attributes:
+        model_sha256: ``Checkpoint.sha256`` of the measured model.
+        sentences: how many were read.
+        tokens: predicted target tokens among them.
+        frequencies: int64[V], how often each token id occurs on both sides.
+    """
+
+    model_sha256: str
+    sentences: int
+    tokens: int
+    frequencies: NDArray[np.int64]
+    _inputs: Mapping[str, int]
+    _packed: Sequence[NDArray[np.float32]]
+    _outputs: Mapping[str, NDArray[np.float32]]
+    _lookups: Mapping[str, NDArray[np.float32]]
+
+    def names(self) -> list[str]:
+        """The matrices that were measured."""
+        return list(self._inputs)
+
+    def moments(self, name: str) -> NDArray[np.float32]:
+        """float32[k, k]: E[x x^T] over the inputs x of a matrix (of the output projection, for a tied table).
+
+        Raises:
+            InputError: the matrix was not measured.
+        """
+        if name not in self._inputs:
+            raise InputError(f"the calibration does not hold {show(name)}; make it from this model again")
+        return unpack_triangle(self._packed[self._inputs[name]])
+
+    def output_gradients(self, name: str) -> NDArray[np.float32] | None:
+        """float32[n]: sum over inputs of the squared gradient of each output, per target token.
+
+        The gradients are those of the log-likelihood of tokens drawn from the model itself, so that their
+        second moment is the Hessian of KL(p || p') at p' = p. An error E of the matrix costs about
+        1/2 sum_i g_i (E H E^T)_ii nats per target token. None without ``fisher``.
+        """
+        return self._outputs.get(name)
+
+    def lookup_gradients(self, name: str) -> NDArray[np.float32] | None:
+        """float32[k]: as ``output_gradients`` for rows of a word table that are looked up.
+
+        An error e_v of word v's row costs about 1/2 (f_v / sum f) sum_j g_j e_vj^2, f its count.
+        """
+        return self._lookups.get(name)
+
+    def fisher(self, name: str) -> NDArray[np.float32] | None:
+        """float32[n, k]: diagonal of the Fisher information of a matrix, per target token.
+
+        F_ij = g_i H_jj (gradients of outputs independent of the inputs), for a word table that is looked up
+        plus (f_v / sum f) g_j of the lookups. None without ``fisher``.
+        """
+        rows, columns = self.output_gradients(name), self.lookup_gradients(name)
+        if rows is None and columns is None:
+            return None
+        shares = (self.frequencies / max(1, int(self.frequencies.sum()))).astype(np.float32)
+        looked_up = 0.0 if columns is None else np.outer(shares, columns)
+        projected = 0.0 if rows is None else np.outer(rows, np.diag(self.moments(name)))
+        return cast("NDArray[np.float32]", projected + looked_up)
+
+    def check_model(self, sha256: str, where: str) -> None:
+        """InputError unless the measured model is the one with this hash."""
+        if sha256 != self.model_sha256:
+            raise InputError(
+                f"the calibration was made from another model than {where}; run tvmq plan --calibration again"
+            )
+
+    def write(self, path: Path) -> None:
+        """One safetensors file; InputError or UsageError where it cannot be written."""
+        header = {
+            "kind": _KIND,
+            "schema": str(SCHEMA),
+            "model_sha256": self.model_sha256,
+            "sentences": str(self.sentences),
+            "tokens": str(self.tokens),
+            "inputs": json.dumps(dict(self._inputs)),
+        }
+        tensors: dict[str, NDArray] = {"frequencies": self.frequencies.astype(np.int32)}
+        tensors |= {f"moments:{i}": packed for i, packed in enumerate(self._packed)}
+        tensors |= {f"outputs:{name}": values for name, values in self._outputs.items()}
+        tensors |= {f"lookups:{name}": values for name, values in self._lookups.items()}
+        with atomic_file(path) as place:
+            write_weights(place, tensors, header)
+
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """A file of ``write``, mapped; every defect is an InputError."""
+        file = TensorFile.open(path)
+        header = file.metadata
+        if header.get("kind") != _KIND:
+            raise InputError(f"{path}: not a calibration file; make one with tvmq plan --calibration")
+        if header.get("schema") != str(SCHEMA):
+            found = show(header.get("schema", "none"))
+            raise InputError(f"{path}: schema {found}, this version reads {SCHEMA}; calibrate again")
+        inputs = _input_map(path, header.get("inputs", ""))
+        count = len(set(inputs.values()))
+        return cls(
+            model_sha256=header.get("model_sha256", ""),
+            sentences=_whole(path, header, "sentences"),
+            tokens=_whole(path, header, "tokens"),
+            frequencies=_held(file, "frequencies", "int32").astype(np.int64),
+            _inputs=inputs,
+            _packed=[_triangle(file, f"moments:{i}") for i in range(count)],
+            _outputs=_vectors(file, "outputs:"),
+            _lookups=_vectors(file, "lookups:"),
+        )
+
+
+def calibrate(
+    model: Path,
+    samples: Sequence[Sample],
+    *,
+    fisher: bool = False,
+    jobs: int | None = None,
+    threads: int = 1,
+    progress: Progress = no_progress,
+) -> Calibration:
+    """Run the FP32 model of a folder once over ``samples`` and keep the statistics of its matrices.
+
+    Args:
+        model: folder of the checkpoint.
+        samples: with targets, of which the decoder reads the true ones.
+        fisher: also go backward once, from tokens drawn from the model, for the squared gradients.
+        jobs: processes; None takes ``joblib.parallel_config`` or one. The result does not depend on it.
+        threads: threads of each process.
+        progress: called with sentences done.
+
+    Raises:
+        InputError: the model cannot be used.
+        UsageError: there are no samples.
+        MissingToolError: torch or joblib is not installed.
+    """
+    require("torch", "compile")
+    require("joblib", "plan")
+    from joblib import Parallel, delayed
+
+    table = samples if isinstance(samples, Samples) else Samples(samples)
+    if not len(table):
+        raise UsageError("calibration needs at least one sentence")
+    digest = Checkpoint.open(model).sha256
+    starts = range(0, len(table), CHUNK)
+    progress("calibrate", 0, len(table))
+    parts = Parallel(n_jobs=jobs, return_as="generator")(
+        delayed(_measure)(model, digest, table[first : first + CHUNK], fisher, first, threads)
+        for first in starts
+    )
+    total: Sums | None = None
+    for first, part in zip(starts, cast("Iterator[Sums]", parts), strict=True):
+        total = part if total is None else total.add(part)
+        progress("calibrate", min(first + CHUNK, len(table)), len(table))
+    _recorders.clear()
+    assert total is not None
+    return _means(total, digest, len(table))
+
+
+def _means(total: Sums, digest: str, sentences: int) -> Calibration:
+    for packed, count in zip(total.packed, total.counts, strict=True):
+        packed /= max(1, count)
+    for values in (*total.outputs.values(), *total.lookups.values()):
+        values /= max(1, total.target_tokens)
+    return Calibration(
+        model_sha256=digest,
+        sentences=sentences,
+        tokens=total.target_tokens,
+        frequencies=total.frequencies,
+        _inputs=total.inputs,
+        _packed=total.packed,
+        _outputs=total.outputs,
+        _lookups=total.lookups,
+    )
+
+
+_recorders: dict[tuple[Path, str], ActivationRecorder] = {}
+"""The one model that this process has open: a chunk is too short to read it anew."""
+
+
+def _measure(model: Path, digest: str, samples: Samples, fisher: bool, seed: int, threads: int) -> Sums:
+    from .activations import ActivationRecorder, torch_threads
+
+    with torch_threads(threads):
+        if (model, digest) not in _recorders:
+            _recorders.clear()
+            checkpoint = Checkpoint.open(model)
+            family = get_family(checkpoint.config)
+            module = family.whole(family.load(checkpoint))
+            _recorders[model, digest] = ActivationRecorder(module, module.config.pad_id)
+        return _recorders[model, digest].measure(samples, fisher=fisher, seed=seed)
+
+
+def pack_triangle(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Upper triangle of a symmetric [k, k], row after row: [k (k + 1) / 2]."""
+    return np.concatenate([row[i:] for i, row in enumerate(matrix)])
+
+
+def unpack_triangle(packed: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The symmetric [k, k] of ``pack_triangle``."""
+    k = _side(len(packed))
+    matrix = np.empty((k, k), np.float32)
+    first = 0
+    for i in range(k):
+        row = packed[first : first + k - i]
+        matrix[i, i:] = row
+        matrix[i:, i] = row
+        first += k - i
+    return matrix
+
+
+def _side(count: int) -> int:
+    """k with k (k + 1) / 2 = count, or 0."""
+    k = int((np.sqrt(8 * count + 1) - 1) / 2 + 0.5)
+    return k if k * (k + 1) // 2 == count else 0
+
+
+def _input_map(path: Path, text: str) -> dict[str, int]:
+    value = parse_json(text.encode(), f"{path}: inputs in the header")
+    if not isinstance(value, dict) or not value or not all(type(v) is int for v in value.values()):
+        raise InputError(f"{path}: inputs in the header must map matrices to numbers")
+    if set(value.values()) != set(range(max(value.values()) + 1)):
+        raise InputError(f"{path}: inputs in the header must be numbered from 0 without gaps")
+    return value
+
+
+def _whole(path: Path, header: Mapping[str, str], key: str) -> int:
+    text = header.get(key, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise InputError(f"{path}: {key} in the header is {show(text)}, expected a whole number")
+    return int(text)
+
+
+def _held(file: TensorFile, name: str, dtype: str) -> NDArray:
+    if name not in file.entries:
+        raise InputError(f"{file.path}: no tensor {show(name)} (truncated or edited? calibrate again)")
+    values = file.raw(name)
+    if values.dtype != dtype or values.ndim != 1 or (dtype == "float32" and not np.isfinite(values).all()):
+        raise InputError(f"{file.path}: tensor {show(name)} must be one row of finite {dtype}")
+    if values.size and values.min() < 0 and not name.startswith("moments:"):
+        raise InputError(f"{file.path}: tensor {show(name)} holds negative values")
+    return values
+
+
+def _triangle(file: TensorFile, name: str) -> NDArray[np.float32]:
+    values = _held(file, name, "float32")
+    if not _side(len(values)):
+        raise InputError(f"{file.path}: tensor {show(name)} of {len(values)} values is not half a matrix")
+    return values
+
+
+def _vectors(file: TensorFile, prefix: str) -> dict[str, NDArray[np.float32]]:
+    names = [name for name in file.entries if name.startswith(prefix)]
+    return {name.removeprefix(prefix): _held(file, name, "float32") for name in names}
