@@ -84,10 +84,12 @@ def quantize(
     require("torch", "compile")
     from .coding import quantize_checkpoint
 
+    planned = describe_plan(model, options.plan)
     return quantize_checkpoint(
         Path(model),
         Path(output),
-        plan=plan(model, options.plan),
+        plan=planned.plan,
+        frequencies=planned.frequencies,
         force=options.force,
         progress=progress,
     )
@@ -157,10 +159,12 @@ def _compile_folder(
 ) -> CompileReport:
     from .compiler import compile_checkpoint
 
+    planned = describe_plan(model, options.plan)
     return compile_checkpoint(
         model,
         Path(output),
-        plan=plan(model, options.plan),
+        plan=planned.plan,
+        frequencies=planned.frequencies,
         target=options.target,
         tables=options.tables,
         force=options.force,

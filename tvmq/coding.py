@@ -61,7 +61,13 @@ class QuantizeReport:
 
 
 def quantize_checkpoint(
-    model: Path, output: Path, *, plan: BitPlan, force: bool = False, progress: Progress = no_progress
+    model: Path,
+    output: Path,
+    *,
+    plan: BitPlan,
+    frequencies: NDArray[np.integer] | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
 ) -> QuantizeReport:
     """Quantize a model folder into a coded checkpoint.
 
@@ -69,6 +75,7 @@ def quantize_checkpoint(
         model: Hugging Face folder (config.json, safetensors, tokenizer files).
         output: folder to write; it appears complete or not at all.
         plan: bits of every tensor.
+        frequencies: occurrences of each word, for bits by word; by default those in the model folder.
         force: replace an existing coded checkpoint.
         progress: told of every phase.
 
@@ -88,7 +95,8 @@ def quantize_checkpoint(
         plan.validate({info.name: info.shape for info in infos})
         computed = set(family.load(checkpoint).state_dict())  # refuses what does not fit
         progress("read", 1, 1)
-        planes = quantize_model(checkpoint, plan, checkpoint.frequencies(), progress)
+        counts = checkpoint.frequencies() if frequencies is None else frequencies
+        planes = quantize_model(checkpoint, plan, counts, progress)
         progress("write", 0, 1)
         rest = [name for name in checkpoint.names() if name in computed - planes.keys()]
         floats = {name: narrowed(name, checkpoint.tensor(name)) for name in rest}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from relay_passes.bit_plan import BitPlan, encode_plan, plan_hash
 from relay_passes.fold_transpose import transposed_tensors
@@ -45,6 +46,7 @@ def compile_checkpoint(
     output: Path,
     *,
     plan: BitPlan,
+    frequencies: NDArray[np.integer] | None = None,
     target: str = "host",
     tables: Tables = "int8",
     force: bool = False,
@@ -58,6 +60,7 @@ def compile_checkpoint(
         model: Hugging Face folder (config.json, safetensors, tokenizer files).
         output: folder to write; it appears complete or not at all.
         plan: bits of every tensor, see ``tvmq.planning``.
+        frequencies: occurrences of each word, for bits by word; by default those in the model folder.
         target: an ISA level, or ``host`` or ``x86-64``.
         tables: int8 lookup tables, or exact FP32 ones.
         force: replace an existing artifact.
@@ -87,7 +90,8 @@ def compile_checkpoint(
         banned = np.array([config.pad_id], np.int32)
         graphs = translation_module(family.export(loaded), len(banned), defaults.beams)
         clock.start("quantize")
-        quantized = quantize_model(checkpoint, plan, checkpoint.frequencies(), progress)
+        counts = checkpoint.frequencies() if frequencies is None else frequencies
+        quantized = quantize_model(checkpoint, plan, counts, progress)
         clock.start("lower")
         common = pipeline.run(graphs, pipeline.common_phases(plan), levels[0].to_tvm(), dump_ir)
         fixed = (fixed_name("greedy", 1), fixed_name("beam", defaults.beams))

@@ -7,7 +7,7 @@ The command line and ``tvmq.plan`` meet here; the rules are in ``planning``, ``p
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +35,14 @@ class PlanReport:
         plan: bits per tensor.
         size: predicted bytes.
         widths: bits in words for each block, such as ``3`` or ``4, 3, 2, 1 by word``.
+        frequencies: int64[v], the token counts that the plan was made with, which order the words; None
+            where it needed none.
     """
 
     plan: BitPlan
     size: SizeReport
     widths: dict[str, str]
+    frequencies: NDArray[np.int64] | None = field(default=None, compare=False)
 
     @property
     def fp32_bytes(self) -> int:
@@ -85,6 +88,7 @@ def plan_model(model: Path, options: PlanOptions) -> PlanReport:
     checkpoint = Checkpoint.open(model)
     family = get_family(checkpoint.config)
     tensors = family.tensors(family.read_config(checkpoint.config))
+    frequencies = None
     if checkpoint.plan is not None:
         plan = _stored_plan(checkpoint, checkpoint.plan, options, tensors)
     else:
@@ -94,6 +98,7 @@ def plan_model(model: Path, options: PlanOptions) -> PlanReport:
         plan=plan,
         size=predict_size(tensors, plan, _vector_params(checkpoint, tensors)),
         widths=_widths(plan),
+        frequencies=frequencies,
     )
 
 

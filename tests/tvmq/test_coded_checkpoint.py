@@ -281,6 +281,23 @@ def test_quantize_verb(tvmq: Run, tiny_model: Path, coded: Path, tmp_path: Path)
     assert "times smaller than FP32" in tvmq("quantize", tiny_model, "-o", out, "--force").out
 
 
+def test_words_are_ordered_by_the_frequencies_that_were_given(tiny_model: Path, tmp_path: Path) -> None:
+    """A file of the user's comes before the folder's own, and a folder without one will do."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    header, *lines = (model / "token_freq.tsv").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    rising = [f"{line.split(chr(9))[0]}\t{line.split(chr(9))[1]}\t{i}\t0" for i, line in enumerate(lines)]
+    given = tmp_path / "given.tsv"
+    given.write_text("\n".join([header, *rising]) + "\n", encoding="utf-8")
+    options = PlanOptions(preset="chung2020-2.5-1.8-3.7", frequencies=given)
+    for name in ("with", "without"):
+        api.quantize(model, tmp_path / name, QuantizeOptions(plan=options))
+        words = Checkpoint.open(tmp_path / name).planes("model.shared.weight")
+        assert isinstance(words, WordPlanes)
+        ids = [int(line.split("\t")[0]) for line in lines]
+        assert words.order.tolist() == ids[::-1]
+        (model / "token_freq.tsv").unlink(missing_ok=True)
+
+
 def test_dry_run_writes_nothing(tvmq: Run, tiny_model: Path, coded: Path, tmp_path: Path) -> None:
     outcome = tvmq("quantize", tiny_model, "-o", tmp_path / "out", "--dry-run", "--json", "--bits", "2")
     assert json.loads(outcome.out) == api.describe_plan(tiny_model, PlanOptions(bits=2)).to_json()
