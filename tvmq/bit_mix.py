@@ -19,7 +19,7 @@ from relay_passes.bit_plan import BlockBits
 
 from .errors import UsageError
 from .families.family import TensorInfo
-from .size import ORDER_BYTES, planes_bytes
+from .size import order_bytes, planes_bytes
 from .word_bits import frequency_order
 
 Clusters = tuple[tuple[int, int], ...]
@@ -175,7 +175,7 @@ def _sizes_along(units: Sequence[_Unit], path: Sequence[int]) -> NDArray[np.floa
     sizes = [planes]
     for index in path:
         together = clusters[units[index].tensor]
-        order_size = sum(units[i].rows for i in together) * ORDER_BYTES
+        order_size = order_bytes(sum(units[i].rows for i in together))
         order -= order_size * (len({level[i] for i in together}) > 1)
         planes += units[index].sizes[level[index] + 1] - units[index].sizes[level[index]]
         level[index] += 1

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
+from schedules.storage import word_dtype
 
 from .families.family import TensorInfo
 
 FLOAT_BYTES = 4
-ORDER_BYTES = 4
-"""One int32 per word says which row holds it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +74,7 @@ def predict_size(tensors: Iterable[TensorInfo], plan: BitPlan, other_params: int
     other = other_params * FLOAT_BYTES
     return SizeReport(
         bytes=other + sum(block.bytes for block in blocks.values()),
-        order_bytes=sum(entry.rows * ORDER_BYTES for entry in plan.words),
+        order_bytes=sum(order_bytes(entry.rows) for entry in plan.words),
         other_bytes=other,
         weights=sum(block.weights for block in blocks.values()),
         blocks=tuple(blocks.values()),
@@ -86,8 +85,13 @@ def entry_bytes(entry: BlockBits | WordBits, shape: tuple[int, int]) -> int:
     """Bytes of one planned matrix [n, k], without any padding of its rows."""
     if isinstance(entry, WordBits):
         segments = sum(planes_bytes(entry, rows, shape[1], bits) for rows, bits in entry.clusters)
-        return segments + entry.rows * ORDER_BYTES
+        return segments + order_bytes(entry.rows)
     return planes_bytes(entry, *shape, entry.bits)
+
+
+def order_bytes(rows: int) -> int:
+    """Bytes that say which of ``rows`` stored rows holds each word; the inverse is not stored."""
+    return rows * np.dtype(word_dtype(rows)).itemsize
 
 
 def planes_bytes(entry: BlockBits | WordBits, rows: int, columns: int, bits: int) -> int:

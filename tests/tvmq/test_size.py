@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from schedules.packing import WordPlanes
 from tvmq.families.family import TensorInfo
 from tvmq.planning import make_plan
 from tvmq.quantize import quantize_model
@@ -106,8 +107,11 @@ def test_prediction_is_what_quantizing_gives(offset: bool, scale_dtype: str) -> 
     assert plan.words
     report = predict_size(tensors, plan, other_params=10)
     made = quantize_model(Source(tensors), plan, counts)
-    assert report.bytes == sum(planes.nbytes for planes in made.values()) + 5 * 12 * 4 + 10 * 4
-    assert report.order_bytes == 640 * 4
+    words = made["e"]
+    assert isinstance(words, WordPlanes)
+    stored = sum(planes.nbytes for planes in made.values()) - words.order.nbytes + 640 * 2
+    assert report.bytes == stored + 5 * 12 * 4 + 10 * 4
+    assert report.order_bytes == 640 * 2
     assert report.other_bytes == 40
     assert [block.name for block in report.blocks] == ["Emb", "Enc_ffn", "Dec_ffn", "Dec_dd"]
     assert report.blocks[3].bits_per_weight == 32

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From measured sensitivities and budgets to a bit plan: which choices there are, and what the best ones say.
+
+``sensitivity`` measures, ``allocation`` solves; here their numbers meet the model's tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relay_passes.bit_plan import FLOAT_BITS, SCHEMA, BitPlan, BlockBits, WordBits
+
+from .allocation import Choice, Item, Solution, pareto, solve
+from .families.family import TensorInfo
+from .sensitivity import Coding, Sensitivities, UnitSensitivity
+from .size import entry_bytes
+from .timing import Timing
+from .word_bits import Clusters, WordCurve, algorithm1_clusters, optimal_clusters, word_curve
+
+Words = Literal["optimum", "algorithm1"]
+RATIOS = (1.0, 2.0, 4.0, 8.0)
+"""Ratios of Algorithm 1 that are offered: those of the paper."""
+PER_BIT = 0.28
+"""What one more bit leaves of the damage, for widths beyond the measured ones."""
+_PRICES = 400
+"""Prices at which word cuts are made; the solver then mixes them with everything else."""
+CURVE = tuple(np.arange(1.25, 4.76, 0.25).tolist())
+"""Bits per weight at which the Pareto curve is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a plan may cost; at least one of both.
+
+    Attributes:
+        bytes: planes, scales, offsets and orders of all planned matrices.
+        ms: milliseconds per output token in them.
+    """
+
+    bytes: float = math.inf
+    ms: float = math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """A plan and what is expected of it.
+
+    Attributes:
+        plan: the bits.
+        damage: expected KL per token of each tensor, by name.
+        ms: expected milliseconds per output token of each tensor.
+        solution: totals and the Lagrangian bound.
+        curve: the best totals at other sizes.
+    """
+
+    plan: BitPlan
+    damage: Mapping[str, float]
+    ms: Mapping[str, float]
+    solution: Solution
+    curve: tuple[Solution, ...]
+
+
+def allocate(
+    tensors: Sequence[TensorInfo],
+    sensitivities: Sensitivities,
+    budget: Budget,
+    *,
+    source: str,
+    frequencies: NDArray[np.integer] | None = None,
+    fixed: Mapping[str, int] | None = None,
+    words: Words = "optimum",
+    timing: Timing | None = None,
+) -> Allocation:
+    """The plan of least expected damage within ``budget``.
+
+    Args:
+        tensors: all quantizable matrices, covered by the sensitivities.
+        sensitivities: measured damages.
+        budget: bytes, milliseconds or both.
+        source: how the plan was made, in words, for the plan itself.
+        frequencies: counts per word; without them embeddings get one width.
+        fixed: bits of tensors that the user decided.
+        words: how embeddings may be cut.
+        timing: milliseconds per byte; by default memory bandwidth.
+
+    Raises:
+        UsageError: the budget cannot be kept.
+    """
+    timing = timing or Timing()
+    known = sensitivities.by_tensor()
+    items = [
+        _item(
+            info,
+            known[info.name],
+            sensitivities.coding,
+            timing,
+            (fixed or {}).get(info.name, None),
+            frequencies,
+            words,
+        )
+        for info in tensors
+    ]
+    solution = solve(items, max_bytes=budget.bytes, max_ms=budget.ms)
+    chosen = {item.tensor: item.choices[pick] for item, pick in zip(items, solution.picks, strict=True)}
+    entries = [_entry(info, chosen[info.name].clusters, sensitivities.coding) for info in tensors]
+    weights = sum(math.prod(info.shape) for info in tensors)
+    return Allocation(
+        plan=BitPlan(
+            schema=SCHEMA,
+            blocks=tuple(entry for entry in entries if isinstance(entry, BlockBits)),
+            words=tuple(entry for entry in entries if isinstance(entry, WordBits)),
+            source=source,
+        ),
+        damage={name: choice.damage for name, choice in chosen.items()},
+        ms={name: choice.ms for name, choice in chosen.items()},
+        solution=solution,
+        curve=tuple(pareto(items, [bits * weights / 8 for bits in CURVE])),
+    )
+
+
+def _item(
+    info: TensorInfo,
+    units: Sequence[UnitSensitivity],
+    coding: Coding,
+    timing: Timing,
+    fixed: int | None,
+    frequencies: NDArray[np.integer] | None,
+    words: Words,
+) -> Item:
+    rows = info.shape[0]
+    widths = sorted(set.intersection(*(set(unit.bits) for unit in units)))
+    damage = np.array([[unit.kl[unit.bits.index(bits)] for unit in units] for bits in widths])
+    damage = np.minimum.accumulate(damage, 0)
+    if fixed is not None:
+        cuts: list[Clusters] = [((rows, fixed),)]
+        expected = [_extended(widths, damage.sum(1), fixed)]
+    elif not info.is_embedding or frequencies is None or len(units) == 1:
+        cuts = [((rows, bits),) for bits in widths]
+        expected = damage.sum(1).tolist()
+    else:
+        ends = np.cumsum([unit.rows for unit in units]).tolist()
+        curve = word_curve(ends, widths, damage, frequencies)
+        cuts = _word_cuts(info, curve, coding, words)
+        expected = [curve.of(cut) for cut in cuts]
+    sizes = [entry_bytes(_entry(info, cut, coding), info.shape) for cut in cuts]
+    return Item(
+        tensor=info.name,
+        choices=tuple(
+            Choice(clusters=cut, bytes=size, ms=timing.ms(info, cut, size), damage=value)
+            for cut, size, value in zip(cuts, sizes, expected, strict=True)
+        ),
+    )
+
+
+def _word_cuts(info: TensorInfo, curve: WordCurve, coding: Coding, words: Words) -> list[Clusters]:
+    """The cuts worth a look: one width, and those that are best at some price or that Algorithm 1 makes."""
+    single: list[Clusters] = [((info.shape[0], bits),) for bits in curve.bits]
+    if words == "algorithm1":
+        return list(dict.fromkeys([*single, *algorithm1_clusters(info.shape[0], curve.bits, RATIOS)]))
+    row_bytes = [entry_bytes(coding.entry(info, bits), (1, info.shape[1])) for bits in curve.bits]
+    per_byte = curve.damage[0, -1] / (row_bytes[0] * info.shape[0])
+    prices = per_byte * np.geomspace(1e-5, 1e3, _PRICES)
+    return list(dict.fromkeys([*single, *optimal_clusters(curve, row_bytes, prices)]))
+
+
+def _extended(widths: Sequence[int], damage: NDArray[np.float64], bits: int) -> float:
+    """Damage at a width that may not have been measured: none in FP32, else a constant factor per bit."""
+    if bits == FLOAT_BITS:
+        return 0.0
+    if bits in widths:
+        return float(damage[widths.index(bits)])
+    near = min(range(len(widths)), key=lambda i: abs(widths[i] - bits))
+    return float(damage[near] * PER_BIT ** (bits - widths[near]))
+
+
+def _entry(info: TensorInfo, clusters: Clusters, coding: Coding) -> BlockBits | WordBits:
+    first = coding.entry(info, clusters[0][1])
+    if len(clusters) == 1:
+        plain = BlockBits(tensor=info.name, block=info.block, bits=FLOAT_BITS)
+        return plain if first.bits == FLOAT_BITS else first
+    return WordBits(
+        tensor=info.name,
+        block=info.block,
+        clusters=clusters,
+        group_size=coding.group_size,
+        quantizer=coding.quantizer,
+        offset=coding.offset,
+        scale_dtype=coding.scale_dtype,
+    )

@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much the output suffers when one matrix, or one cluster of words, is stored in q bits.
+
+Every unit is quantized alone, the FP32 model reads the sample sentences with their known targets once more,
+and the mean KL(p_FP32 || p_q) per target token is the unit's damage: Table 1 of Chung et al. 2020 for each
+matrix instead of each block, by KL instead of BLEU. The sweep runs through ``joblib.Parallel``, so
+``joblib.parallel_config`` points it at any backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from relay_passes.bit_plan import MAX_JSON_BYTES, BlockBits, ScaleDtype
+
+from .checkpoint import Checkpoint
+from .errors import InputError, UsageError
+from .families import TensorInfo, get_family
+from .installation import require
+from .options import Progress, no_progress
+from .samples import Samples
+from .size import planes_bytes
+from .store import atomic_write, read_bytes
+from .word_bits import frequency_order
+
+if TYPE_CHECKING:
+    from .sensitivity_probe import Probe
+
+SCHEMA = 1
+WIDTHS = (1, 2, 3, 4)
+CLUSTER_ROWS = 64
+"""Word clusters end at multiples of this: kernels work on whole blocks of so many rows."""
+WORD_CLUSTERS = 8
+"""Equal parts of an embedding; the first is halved until ``CLUSTER_ROWS`` are left, as counts fall fast."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coding:
+    """How quantized tensors are stored: what a measurement holds for besides the bits.
+
+    Attributes:
+        quantizer: registry name.
+        group_size: columns that share a scale; None is one scale per row.
+        offset: an offset per group besides the scales.
+        scale_dtype: dtype of scales and offsets.
+    """
+
+    quantizer: str = "alternating"
+    group_size: int | None = None
+    offset: bool = False
+    scale_dtype: ScaleDtype = "float16"
+
+    def entry(self, info: TensorInfo, bits: int) -> BlockBits:
+        """``info`` stored so, in ``bits``."""
+        return BlockBits(
+            tensor=info.name,
+            block=info.block,
+            bits=bits,
+            group_size=self.group_size,
+            quantizer=self.quantizer,
+            offset=self.offset,
+            scale_dtype=self.scale_dtype,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Rows that get one width: a whole matrix, or ``rows`` words from frequency rank ``first`` on."""
+
+    tensor: str
+    block: str
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitSensitivity:
+    """What each width does to one unit.
+
+    Attributes:
+        tensor: the matrix.
+        block: its block.
+        first: frequency rank of the first row for words; 0 for a whole matrix.
+        rows: number of rows.
+        bits: the measured widths, ascending.
+        kl: mean KL(p_FP32 || p_q) per target token in nats, one per width.
+        error: squared error over squared norm of the rows, one per width.
+        bytes: planes, scales and offsets, one per width.
+    """
+
+    tensor: str
+    block: str
+    first: int
+    rows: int
+    bits: tuple[int, ...]
+    kl: tuple[float, ...]
+    error: tuple[float, ...]
+    bytes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        where = f"{self.tensor} from row {self.first}"
+        if len({len(self.bits), len(self.kl), len(self.error), len(self.bytes)}) != 1 or not self.bits:
+            raise ValueError(f"{where}: as many values of kl, error and bytes as bits are expected")
+        if list(self.bits) != sorted(set(self.bits)) or not 1 <= self.bits[0] <= self.bits[-1] <= 8:
+            raise ValueError(f"{where}: bits {self.bits} (expected 1 to 8, ascending)")
+        if self.first < 0 or self.rows < 1 or min(self.bytes) < 1:
+            raise ValueError(f"{where}: {self.rows} rows and {min(self.bytes)} bytes (expected at least 1)")
+        if not all(np.isfinite(value) and value >= 0 for value in (*self.kl, *self.error)):
+            raise ValueError(f"{where}: kl and error must be finite and not negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivities:
+    """A measurement of a whole model, and what it is bound to.
+
+    Attributes:
+        schema: version of the file.
+        model_sha256: ``Checkpoint.sha256`` of the model.
+        samples_sha256: the sample sentences as token ids.
+        sentences: how many sample sentences were read.
+        tokens: target tokens that the means run over.
+        coding: how the tensors were quantized.
+        units: matrices in the order of the model, words by frequency rank.
+    """
+
+    schema: int
+    model_sha256: str
+    samples_sha256: str
+    sentences: int
+    tokens: int
+    coding: Coding
+    units: tuple[UnitSensitivity, ...]
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"the file has schema {self.schema}, expected {SCHEMA}; measure again")
+
+    def by_tensor(self) -> dict[str, list[UnitSensitivity]]:
+        """The units of each tensor, rows ascending."""
+        found: dict[str, list[UnitSensitivity]] = {}
+        for unit in sorted(self.units, key=lambda unit: unit.first):
+            found.setdefault(unit.tensor, []).append(unit)
+        return found
+
+    def write(self, path: Path) -> None:
+        """A JSON file with one line per unit."""
+        atomic_write(path, encode_sensitivities(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Sensitivities:
+        """The file at ``path``; InputError for anything but a complete measurement of this schema."""
+        try:
+            return decode_sensitivities(read_bytes(path, MAX_JSON_BYTES))
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    def check(self, tensors: Sequence[TensorInfo], model_sha256: str) -> None:
+        """InputError unless this was measured on the model with this hash and covers ``tensors``."""
+        if self.model_sha256 != model_sha256:
+            raise InputError(
+                "the sensitivities were measured on another model (its hash differs); measure this one"
+            )
+        found = self.by_tensor()
+        for info in tensors:
+            ranks, row = found.get(info.name, []), 0
+            for unit in ranks:
+                if unit.first != row:
+                    break
+                row += unit.rows
+            if row != info.shape[0]:
+                raise InputError(
+                    f"the sensitivities cover {row} of {info.shape[0]} rows of {info.name}; measure again"
+                )
+
+
+def encode_sensitivities(table: Sensitivities) -> bytes:
+    """The same bytes for the same table, one line per unit."""
+    encode = msgspec.json.Encoder().encode
+    heads = [
+        f'  "{field.name}": '.encode() + encode(getattr(table, field.name))
+        for field in fields(Sensitivities)
+        if field.name != "units"
+    ]
+    units = b",".join(b"\n    " + encode(unit) for unit in table.units)
+    return b"{\n" + b",\n".join([*heads, b'  "units": [' + units + b"]"]) + b"\n}\n"
+
+
+def decode_sensitivities(data: bytes) -> Sensitivities:
+    """The table in ``data``; ValueError for anything else."""
+    try:
+        raw: Any = msgspec.json.decode(data, type=_TABLE)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"not a table of sensitivities: {error}") from None
+    return Sensitivities(
+        schema=raw.schema,
+        model_sha256=raw.model_sha256,
+        samples_sha256=raw.samples_sha256,
+        sentences=raw.sentences,
+        tokens=raw.tokens,
+        coding=Coding(**msgspec.structs.asdict(raw.coding)),
+        units=tuple(UnitSensitivity(**msgspec.structs.asdict(unit)) for unit in raw.units),
+    )
+
+
+def _strict(cls: type[Any], **replaced: Any) -> Any:
+    """A msgspec struct with ``cls``'s fields, all required, that refuses unknown ones."""
+    hints = get_type_hints(cls) | replaced
+    return msgspec.defstruct(
+        f"{cls.__name__} entry", [(f.name, hints[f.name]) for f in fields(cls)], forbid_unknown_fields=True
+    )
+
+
+_TABLE = _strict(Sensitivities, coding=_strict(Coding), units=tuple[_strict(UnitSensitivity), ...])
+
+
+def units_of(tensors: Iterable[TensorInfo], *, by_word: bool) -> list[Unit]:
+    """The matrices, embeddings cut into clusters of frequency ranks where ``by_word``."""
+    units = []
+    for info in tensors:
+        ends = _cluster_ends(info.shape[0]) if info.is_embedding and by_word else [info.shape[0]]
+        for first, last in zip([0, *ends], ends, strict=False):
+            units.append(Unit(tensor=info.name, block=info.block, first=first, rows=last - first))
+    return units
+
+
+def _cluster_ends(rows: int) -> list[int]:
+    """End ranks: equal parts, the first halved again and again, all but the last at ``CLUSTER_ROWS``."""
+    ends = {rows * part // WORD_CLUSTERS for part in range(1, WORD_CLUSTERS)}
+    first = rows // WORD_CLUSTERS
+    while first > CLUSTER_ROWS:
+        first //= 2
+        ends.add(first)
+    return sorted({end // CLUSTER_ROWS * CLUSTER_ROWS for end in ends} - {0} | {rows})
+
+
+def samples_sha256(samples: Samples) -> str:
+    """The hash over all token ids."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(np.asarray([len(sample.source), *sample.source, *sample.target], np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def measure_sensitivities(
+    model: Path,
+    samples: Samples,
+    *,
+    coding: Coding = Coding(),
+    widths: Sequence[int] = WIDTHS,
+    frequencies: NDArray[np.integer] | None = None,
+    jobs: int = 1,
+    progress: Progress = no_progress,
+) -> Sensitivities:
+    """Measure every unit of a model folder at every width.
+
+    Args:
+        model: the folder.
+        samples: sentence pairs; a hundred or two are enough.
+        coding: how to quantize.
+        widths: bits to measure.
+        frequencies: counts per word, for clusters of an embedding; None measures it as one unit.
+        jobs: processes, each on one thread; a backend set by ``joblib.parallel_config`` is used instead of
+            joblib's own processes.
+        progress: called with units done of all.
+
+    Raises:
+        InputError: the model cannot be read or the samples hold no target.
+        MissingToolError: joblib or torch is not installed.
+    """
+    require("joblib", "plan")
+    require("torch", "compile")
+    from joblib import Parallel, delayed
+
+    if not any(sample.target for sample in samples):
+        raise InputError("the samples hold no target tokens to compare the output at")
+    if not widths or min(widths) < 1 or max(widths) > 8:
+        raise UsageError(f"widths {list(widths)} cannot be measured (expected 1 to 8 bits)")
+    checkpoint = Checkpoint.open(model)
+    family = get_family(checkpoint.config)
+    infos = {info.name: info for info in family.tensors(family.read_config(checkpoint.config))}
+    units = units_of(infos.values(), by_word=frequencies is not None)
+    order = None if frequencies is None else frequency_order(frequencies)
+    digest = samples_sha256(samples)
+    sweep = Sweep(model=model, samples=samples, digest=digest, coding=coding, widths=tuple(sorted(widths)))
+    calls = (
+        delayed(_measure)(sweep, unit, infos[unit.tensor], _rows(unit, infos[unit.tensor], order))
+        for unit in units
+    )
+    found: list[UnitSensitivity] = []
+    progress("sensitivities", 0, len(units))
+    for result in Parallel(n_jobs=jobs, return_as="generator")(calls):
+        found.append(cast(UnitSensitivity, result))
+        progress("sensitivities", len(found), len(units))
+    return Sensitivities(
+        schema=SCHEMA,
+        model_sha256=checkpoint.sha256,
+        samples_sha256=digest,
+        sentences=len(samples),
+        tokens=sum(len(sample.target) for sample in samples),
+        coding=coding,
+        units=tuple(found),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What every job of one measurement shares; travels to the processes."""
+
+    model: Path
+    samples: Samples
+    digest: str
+    coding: Coding
+    widths: tuple[int, ...]
+
+
+def _rows(unit: Unit, info: TensorInfo, order: NDArray[np.int32] | None) -> NDArray[np.int32] | None:
+    """Rows of the matrix that belong to the unit; None for all of them."""
+    if order is None or unit.rows == info.shape[0]:
+        return None
+    return order[unit.first : unit.first + unit.rows]
+
+
+def _measure(sweep: Sweep, unit: Unit, info: TensorInfo, rows: NDArray[np.int32] | None) -> UnitSensitivity:
+    from .quantize import quantize_matrix
+
+    probe = _probe(sweep)
+    weight = probe.weight(unit.tensor)
+    part = weight if rows is None else weight[rows]
+    norm = float(np.einsum("nk,nk->", part, part, dtype=np.float64)) or 1.0
+    kl, error, sizes = [], [], []
+    for bits in sweep.widths:
+        entry = sweep.coding.entry(info, bits)
+        coded = quantize_matrix(part, entry).dequantize()
+        error.append(float(np.einsum("nk,nk->", part - coded, part - coded, dtype=np.float64)) / norm)
+        sizes.append(planes_bytes(entry, len(part), info.shape[1], bits))
+        if rows is None:
+            changed = coded
+        else:
+            changed = weight.copy()
+            changed[rows] = coded
+        kl.append(probe.divergence({unit.tensor: changed}))
+    return UnitSensitivity(
+        tensor=unit.tensor,
+        block=unit.block,
+        first=unit.first,
+        rows=unit.rows,
+        bits=sweep.widths,
+        kl=tuple(kl),
+        error=tuple(error),
+        bytes=tuple(sizes),
+    )
+
+
+_open: dict[tuple[Path, str], Probe] = {}
+"""The one probe of this process: a model and its reference output are too large to open per job."""
+
+
+def _probe(sweep: Sweep) -> Probe:
+    key = (sweep.model, sweep.digest)
+    if key not in _open:
+        from .sensitivity_probe import Probe
+
+        _open.clear()
+        _open[key] = Probe.open(sweep.model, sweep.samples)
+    return _open[key]
