@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLEU and chrF of a model at every bit width, with greedy and with alternating codes, no retraining.
+"""BLEU and chrF of a model at every bit width, with every kind of codes, against its FP32 self.
 
     python -m benchmarks.quality --json quality.json
+    python -m benchmarks.quality --checkpoint build/retrained --checkpoint build/distilled
 
 Each setting is compiled, the whole TSV is translated with beam 4, and the Markdown table grows row by
-row; the JSON file is written after every row and rows already in it are not measured again.
+row; the JSON file is written after every row and rows already in it are not measured again. FP32 is
+translated once: its translations are the baseline of every other row's paired bootstrap.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tvmq.options import CompileOptions, PlanOptions, SearchOptions
+from tvmq.store import atomic_write
 
 DEFAULT_MODEL = Path("models/nmt-en-de")
 WORK = Path("build/quality")
@@ -37,16 +40,29 @@ CODES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One row of the table."""
+    """One row of the table.
+
+    Attributes:
+        name: the bits.
+        codes: how they were found.
+        plan: of ``model``; empty for a checkpoint that brings its own.
+        checkpoint: a folder to compile as it is, instead of the model.
+        sha256: of that folder's weights.
+    """
 
     name: str
     codes: str
-    plan: PlanOptions
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    checkpoint: Path | None = None
+    sha256: str = ""
+
+
+FP32 = Setting(name="fp32", codes="", plan=PlanOptions(preset="fp32"))
 
 
 def settings(codes: Sequence[str], presets: Sequence[str]) -> list[Setting]:
-    """FP32, then every preset with every kind of codes; scales per row are FP32, as in the paper."""
-    result = [Setting(name="fp32", codes="", plan=PlanOptions(preset="fp32"))]
+    """Every preset with every kind of codes; scales per row are FP32, as in the paper."""
+    result = []
     for preset in presets:
         for kind in codes:
             grouped = kind == "grouped"
@@ -60,55 +76,137 @@ def settings(codes: Sequence[str], presets: Sequence[str]) -> list[Setting]:
     return result
 
 
-def measure(
-    setting: Setting, *, model: Path, data: Path, work: Path, threads: int, beam: int, limit: int | None
-) -> dict[str, Any]:
-    """Compile, translate and score one setting; the artifact is removed afterwards."""
-    import tvmq
+def checkpoints(folders: Sequence[Path]) -> list[Setting]:
+    """Coded checkpoints as they are; each is named by its folder."""
+    from tvmq.checkpoint import Checkpoint
 
-    artifact = work / "candidate.tvmq"
-    start = time.perf_counter()
-    tvmq.compile(model, artifact, CompileOptions(plan=setting.plan, force=True))
-    compiled = time.perf_counter() - start
-    facts = tvmq.inspect(artifact)
-    found = tvmq.evaluate(artifact, data, SearchOptions(beam=beam, threads=threads), limit=limit)
-    shutil.rmtree(artifact)
-    return {
-        "setting": setting.name,
-        "codes": setting.codes,
-        "bleu": round(found.value, 2),
-        "chrf": round(found.chrf, 2),
-        "signature": found.signature,
-        "sentences": found.n,
-        "beam": beam,
-        "size_bytes": facts["size_bytes"],
-        "bits_per_weight": round(facts["bits_per_weight"], 2),
-        "compile_s": round(compiled, 1),
-        "translate_s": round(found.seconds, 1),
-    }
+    return [
+        Setting(
+            name=folder.name, codes="as stored", checkpoint=folder, sha256=Checkpoint.open(folder).sha256
+        )
+        for folder in folders
+    ]
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What is the same for every row.
+
+    Attributes:
+        model: Marian folder.
+        data: source TAB reference.
+        work: folder for the artifact under test.
+        baseline: file of the FP32 model's translations, one a line.
+        search: generation options.
+        limit: only the first sentences.
+    """
+
+    model: Path
+    data: Path
+    work: Path
+    baseline: Path
+    search: SearchOptions
+    limit: int | None
+
+    def conditions(self) -> dict[str, Any]:
+        """What a stored row must share to be used again."""
+        return {
+            "model": str(self.model),
+            "data": str(self.data),
+            "beam": self.search.beam,
+            "limit": self.limit,
+        }
+
+    def measure(self, setting: Setting) -> dict[str, Any]:
+        """Compile, translate and score one setting; the artifact is removed afterwards."""
+        import tvmq
+
+        artifact = self.work / "candidate.tvmq"
+        start = time.perf_counter()
+        options = CompileOptions(plan=setting.plan, force=True)
+        tvmq.compile(setting.checkpoint or self.model, artifact, options)
+        compiled = time.perf_counter() - start
+        facts = tvmq.inspect(artifact)
+        place = {"output": self.baseline} if setting == FP32 else {"baseline": self.baseline}
+        found = tvmq.evaluate(artifact, self.data, self.search, limit=self.limit, **place)
+        shutil.rmtree(artifact)
+        return {
+            "setting": setting.name,
+            "codes": setting.codes,
+            "sha256": setting.sha256,
+            "size_bytes": facts["size_bytes"],
+            "bits_per_weight": round(facts["bits_per_weight"], 2),
+            "compile_s": round(compiled, 1),
+            "translate_s": round(found.seconds, 1),
+            **found.to_json(),
+        }
+
+
+class Table:
+    """The rows so far, in a JSON file that survives an interrupt."""
+
+    def __init__(self, path: Path, workload: Workload) -> None:
+        self._path = path
+        self._conditions = workload.conditions()
+        self._rows: list[dict[str, Any]] = []
+        if path.exists() and workload.baseline.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if all(stored.get(key) == value for key, value in self._conditions.items()):
+                self._rows = stored["results"]
+
+    def get(self, setting: Setting) -> dict[str, Any] | None:
+        """The row of ``setting``, if it was measured."""
+        return next((row for row in self._rows if _same(row, setting)), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a new row."""
+        self._rows.append(row)
+        document = {**self._conditions, "results": self._rows}
+        atomic_write(self._path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def markdown(rows: Sequence[dict[str, Any]], beam: int) -> str:
     """The rows as a Markdown table with sacrebleu's signature below."""
     lines = [
-        "| bits | codes | bits per weight | MB | BLEU | chrF |",
-        "|---|---|---:|---:|---:|---:|",
+        "| bits | codes | bits per weight | MB | BLEU | to FP32 (95 %) | p | chrF | to FP32 |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [_line(row) for row in rows]
     if rows:
-        lines += ["", f"Beam {rows[0]['beam']}, {rows[0]['sentences']} sentences; `{rows[0]['signature']}`"]
+        lines += ["", f"Beam {beam}, {rows[0]['n']} sentences; `{rows[0]['signature']}`"]
     return "\n".join(lines)
 
 
 def _line(row: dict[str, Any]) -> str:
-    return (
-        f"| {row['setting']} | {row['codes']} | {row['bits_per_weight']:.2f} | "
-        f"{row['size_bytes'] / MB:.1f} | {row['bleu']:.1f} | {row['chrf']:.1f} |"
-    )
+    cells = [
+        row["setting"],
+        row["codes"],
+        f"{row['bits_per_weight']:.2f}",
+        f"{row['size_bytes'] / MB:.1f}",
+        f"{row['value']:.2f}",
+        _difference(row),
+        _p_value(row),
+        f"{row['chrf']:.1f}",
+        f"{row['chrf_difference']:+.1f}" if "chrf_difference" in row else "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _difference(row: dict[str, Any]) -> str:
+    if "difference" not in row:
+        return ""
+    low, high = row["interval"]
+    return f"{row['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def _p_value(row: dict[str, Any]) -> str:
+    if "p_value" not in row:
+        return ""
+    return "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}"
 
 
 def _same(row: dict[str, Any], setting: Setting) -> bool:
-    return row["setting"] == setting.name and row["codes"] == setting.codes
+    return (row["setting"], row["codes"], row["sha256"]) == (setting.name, setting.codes, setting.sha256)
 
 
 def main(
@@ -119,15 +217,19 @@ def main(
     preset: Annotated[list[str] | None, typer.Option(help="Preset beside fp32; may repeat.")] = None,
     codes: Annotated[
         list[str] | None,
-        typer.Option(help="greedy, alternating or grouped; may repeat. Default: all three."),
+        typer.Option(help=f"{', '.join(CODES)}; may repeat. Default: all."),
     ] = None,
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="Coded checkpoint to compile as it is; may repeat.")
+    ] = None,
+    presets: Annotated[bool, typer.Option(help="Rows of presets; --no-presets: checkpoints only.")] = True,
     threads: Annotated[int, typer.Option(min=1, help="Threads while translating.")] = 2,
     beam: Annotated[int, typer.Option(min=1, help="Beam size.")] = 4,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first sentences.")] = None,
-    work: Annotated[Path, typer.Option(help="Folder for the artifact under test.")] = WORK,
-    json_path: Annotated[Path, typer.Option("--json", help="Rows so far; finished ones are kept.")] = (
-        WORK / "quality.json"
-    ),
+    work: Annotated[Path, typer.Option(help="Folder for what is under test.")] = WORK,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Rows so far; finished ones are kept [default: in --work].")
+    ] = None,
 ) -> None:
     """Print quality and size of a model at several bit widths as a Markdown table."""
     if unknown := [kind for kind in codes or [] if kind not in CODES]:
@@ -135,34 +237,32 @@ def main(
     from rich.console import Console
 
     console = Console(stderr=True)
-    data = data or model / "sample" / "test.tsv"
-    chosen = settings(codes or list(CODES), preset or [*UNIFORM, *MIXED])
-    conditions = {"model": str(model), "data": str(data), "beam": beam, "limit": limit}
-    known = _known_rows(json_path, conditions)
+    json_path = json_path or work / "quality.json"
+    workload = Workload(
+        model=model,
+        data=data or model / "sample" / "test.tsv",
+        work=work,
+        baseline=json_path.with_suffix(".fp32.txt"),
+        search=SearchOptions(beam=beam, threads=threads),
+        limit=limit,
+    )
+    chosen = [FP32]
+    if presets:
+        chosen += settings(codes or list(CODES), preset or [*UNIFORM, *MIXED])
+    chosen += checkpoints(checkpoint or [])
     work.mkdir(parents=True, exist_ok=True)
     json_path.parent.mkdir(parents=True, exist_ok=True)
+    table = Table(json_path, workload)
     rows: list[dict[str, Any]] = []
     for setting in chosen:
-        row = next((row for row in known if _same(row, setting)), None)
+        row = table.get(setting)
         if row is None:
             with console.status(f"{setting.name} {setting.codes}"):
-                row = measure(
-                    setting, model=model, data=data, work=work, threads=threads, beam=beam, limit=limit
-                )
+                row = workload.measure(setting)
+            table.add(row)
         rows.append(row)
-        console.print(_line(row))
-        kept = [row for row in known if not any(_same(row, other) for other in chosen)]
-        text = json.dumps({**conditions, "results": [*rows, *kept]}, indent=2)
-        json_path.write_text(text + "\n", encoding="utf-8")
-    typer.echo(markdown(rows))
-
-
-def _known_rows(path: Path, conditions: dict[str, Any]) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    same = all(stored.get(key) == value for key, value in conditions.items())
-    return stored["results"] if same else []
+        console.print(_line(row), markup=False)
+    typer.echo(markdown(rows, beam))
 
 
 if __name__ == "__main__":
