@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import bench, compile, doctor, evaluate, inspect, load, plan, targets, verify
+    from .api import bench, compile, doctor, evaluate, inspect, load, plan, retrain, targets, verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "inspect",
     "load",
     "plan",
+    "retrain",
     "targets",
     "verify",
 ]

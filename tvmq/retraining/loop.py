@@ -35,14 +35,14 @@ class Evaluation:
     Attributes:
         step: optimizer steps taken.
         seconds: wall time of the run, over all its parts.
-        train_loss: mean over the steps since the last evaluation; nan at the start.
+        train_loss: mean over the steps since the last evaluation; None before any.
         divergence, cross_entropy: on the development set, nats per token.
         bleu: greedy search on the development set.
     """
 
     step: int
     seconds: float
-    train_loss: float
+    train_loss: float | None
     divergence: float
     cross_entropy: float
     bleu: float
@@ -58,11 +58,11 @@ class _Run:
 
     step: int = 0
     seconds: float = 0.0
-    best: float = math.inf
+    best: float | None = None
     worse: int = 0
     phase: int = 0
     next_eval: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(
@@ -106,14 +106,14 @@ def train(
         run.seconds = before + time.perf_counter() - began
         done = min(1.0, max(run.step / options.steps, run.seconds / (options.seconds or math.inf)))
         if done >= run.next_eval or done >= 1:
-            mean = float(total) / count if count else math.nan
+            mean = float(total) / count if count else None
             found = trainer.evaluate(run.step, run.seconds, mean)
             total, count = 0.0, 0
             run.history.append(asdict(found))
             on_evaluation(found)
             if weights.phase != run.phase:  # less was quantized when the best was found: it does not count
-                run.phase, run.best = weights.phase, math.inf
-            if found.objective(options.hard) < run.best:
+                run.phase, run.best = weights.phase, None
+            if run.best is None or found.objective(options.hard) < run.best:
                 best, run.best, run.worse = _copy(weights), found.objective(options.hard), 0
             else:
                 run.worse += 1
@@ -128,7 +128,7 @@ def train(
             saved = time.perf_counter()
             state.save(options.state, weights, best, trainer.optimizer, {**identity, **asdict(run)})
     weights.load_state_dict(best)
-    return [Evaluation(**entry) for entry in run.history]  # type: ignore[arg-type]
+    return [Evaluation(**entry) for entry in run.history]
 
 
 class _Trainer:
@@ -176,7 +176,7 @@ class _Trainer:
             self._weights.project()
         return loss.detach()
 
-    def evaluate(self, step: int, seconds: float, train_loss: float) -> Evaluation:
+    def evaluate(self, step: int, seconds: float, train_loss: float | None) -> Evaluation:
         """Scores of the weights as they would ship."""
         if self._options.method == "pnr":
             self._weights.project()

@@ -17,7 +17,7 @@ from torch import Tensor
 from relay_passes.bit_plan import BitPlan, plan_hash
 from schedules.packing import BitPlanes, WordPlanes
 from tvmq.checkpoint import Checkpoint
-from tvmq.coded_checkpoint import write_coded
+from tvmq.coded_checkpoint import coded_folder, fill_coded
 from tvmq.errors import InputError, MissingToolError, UsageError
 from tvmq.families import get_family
 from tvmq.model_plan import plan_model
@@ -140,53 +140,51 @@ def retrain_model(
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    checkpoint = Checkpoint.open(model)
-    family = get_family(checkpoint.config)
-    dtype = getattr(torch, options.dtype)
-    teacher = family.whole(family.load(checkpoint)).to(device=device, dtype=dtype)
-    student = family.whole(family.load(checkpoint)).to(device=device, dtype=dtype)
-    parameters = {name: p.detach() for name, p in teacher.named_parameters()}
-    begin = start(checkpoint, list(parameters))
-    progress("read text", 0, 1)
-    development = Development.read(model, dev, dev_limit)
-    samples = read_samples(model, data, max_length=min(options.max_length, teacher.config.max_positions))
-    progress("read text", 1, 1)
-    floats = {
-        name: _float(begin.floats.get(name), checkpoint, name)
-        for name in parameters
-        if name not in begin.planes
-    }
-    weights = StudentWeights(
-        begin.latents, begin.planes, floats, begin.plan, options.method, _phases(begin.plan, options.phases)
-    ).to(device)
-    identity = {
-        "model": checkpoint.sha256,
-        "plan": plan_hash(begin.plan),
-        "data": sha256_file(data),
-        "options": hashlib.sha256(repr(_of_run(options)).encode()).hexdigest(),
-    }
-    evaluations = train(
-        teacher,
-        student,
-        weights,
-        samples,
-        development,
-        options,
-        identity,
-        progress=progress,
-        on_evaluation=on_evaluation,
-    )
-    write_coded(
-        output,
-        model=model,
-        plan=begin.plan,
-        planes=weights.planes(),
-        floats={
-            name: _half(weights.floats[key].detach().float().cpu().numpy())
-            for name, key in weights.float_names.items()
-        },
-        force=force,
-    )
+    with coded_folder(output, model, force) as staging:
+        checkpoint = Checkpoint.open(model)
+        family = get_family(checkpoint.config)
+        loaded = family.load(checkpoint)
+        dtype = getattr(torch, options.dtype)
+        teacher, student = (
+            family.whole(family.load(checkpoint)).to(device=device, dtype=dtype) for _ in range(2)
+        )
+        begin = start(checkpoint, [name for name, _ in teacher.named_parameters()])
+        progress("read text", 0, 1)
+        development = Development.read(model, dev, dev_limit)
+        longest = min(options.max_length, teacher.config.max_positions)
+        samples = read_samples(model, data, max_length=longest)
+        progress("read text", 1, 1)
+        state = {name: tensor for name, tensor in loaded.state_dict().items() if name not in begin.planes}
+        trained = {
+            name: _float(begin.floats, state[name], name)
+            for name, _ in teacher.named_parameters()
+            if name in state
+        }
+        phases = _phases(begin.plan, options.phases)
+        weights = StudentWeights(begin.latents, begin.planes, trained, begin.plan, options.method, phases).to(
+            device
+        )
+        identity = {
+            "model": checkpoint.sha256,
+            "plan": plan_hash(begin.plan),
+            "data": sha256_file(data),
+            "options": hashlib.sha256(repr(_of_run(options)).encode()).hexdigest(),
+        }
+        evaluations = train(
+            teacher,
+            student,
+            weights,
+            samples,
+            development,
+            options,
+            identity,
+            progress=progress,
+            on_evaluation=on_evaluation,
+        )
+        fixed = (state.keys() - trained.keys()) & set(checkpoint.names())
+        kept = {name: checkpoint.tensor(name) for name in sorted(fixed)}
+        after = {name: _half(weights.floats[key]) for name, key in weights.float_names.items()}
+        fill_coded(staging, model=model, plan=begin.plan, planes=weights.planes(), floats={**kept, **after})
     best = min(evaluations, key=lambda evaluation: evaluation.objective(options.hard))
     return RetrainReport(output=output, evaluations=tuple(evaluations), best=best, options=options)
 
@@ -218,10 +216,10 @@ def _of_run(options: RetrainOptions) -> tuple[Any, ...]:
     return tuple(sorted((key, str(value)) for key, value in asdict(options).items() if key not in free))
 
 
-def _float(given: NDArray[np.float32] | None, checkpoint: Checkpoint, name: str) -> Tensor:
-    return torch.from_numpy(np.array(checkpoint.tensor(name) if given is None else given, np.float32))
+def _float(given: Mapping[str, NDArray[np.float32]], loaded: Tensor, name: str) -> Tensor:
+    return torch.from_numpy(np.array(given[name], np.float32)) if name in given else loaded.float()
 
 
-def _half(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _half(values: Tensor) -> NDArray[np.float32]:
     """Rounded to float16, in which vectors are stored where that is exact: half their bytes."""
-    return values.astype(np.float16).astype(np.float32)
+    return values.detach().cpu().numpy().astype(np.float16).astype(np.float32)
