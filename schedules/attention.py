@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .lut_table import Tables, tree_reduce, tree_sum
-from .math import vector_exp
+from .math import first_lane, vector_exp
 from .packing import ColumnLayout
 from .table_output import TableOutput
-from .tir import LANES, KernelBuilder, T, body, fsplat, load, put, scratch, splat, store
+from .tir import LANES, KernelBuilder, T, body, fsplat, load, put, scratch, splat, store, times
 
 Kind = Literal["ragged", "cached", "cross"]
 LOWEST = -3.0e38
@@ -162,13 +162,13 @@ def _emit_row(spec: AttentionSpec, q: Any, row: Any, count: Any, key: Place, val
             store(scores, (0,), fsplat(LOWEST), LANES)
             with T.serial(0, size) as t:
                 dot = _dot(queries, pieces, key(first + t), base)
-                put(scores, (t,), dot * T.float32(spec.head_width**-0.5))
+                put(scores, (t,), times(dot, T.float32(spec.head_width**-0.5), 1))
             _rescale(scores, top, weight, acc, pieces)
             with T.serial(0, size) as t:
                 buffer, where = value(first + t)
                 p = scores[t]
                 for into, (start, lanes) in zip(acc, pieces, strict=True):
-                    term = splat(p, lanes) * load(buffer, (*where, base + start), lanes)
+                    term = times(splat(p, lanes), load(buffer, (*where, base + start), lanes), lanes)
                     store(into, (0,), load(into, (0,), lanes) + term, lanes)
         inverse = T.Bind(T.float32(1) / weight[0])
         for buffer, (start, lanes) in zip(acc, pieces, strict=True):
@@ -180,7 +180,7 @@ def _dot(queries: list[Any], pieces: list[tuple[int, int]], place: Any, base: An
     buffer, where = place
     by_lanes: dict[int, Any] = {}
     for query, (start, lanes) in zip(queries, pieces, strict=True):
-        product = query * load(buffer, (*where, base + start), lanes)
+        product = times(query, load(buffer, (*where, base + start), lanes), lanes)
         by_lanes[lanes] = product if lanes not in by_lanes else by_lanes[lanes] + product
     total = None
     for lanes, vector in by_lanes.items():
@@ -194,11 +194,11 @@ def _rescale(scores: Any, top: Any, weight: Any, acc: list[Any], pieces: list[tu
     block_top = tree_reduce(load(scores, (0,), LANES), LANES, T.max)
     new_top = T.Bind(T.max(top[0], block_top))
     shrink = T.Bind(vector_exp(splat(top[0] - new_top, 4), 4))
-    factor = T.Bind(tree_reduce(shrink, 4, T.max))
+    factor = T.Bind(first_lane(shrink))
     weights = T.Bind(vector_exp(load(scores, (0,), LANES) - splat(new_top)))
     valid = T.Bind(T.Select(load(scores, (0,), LANES) > fsplat(LOWEST), weights, fsplat(0.0)))
     store(scores, (0,), valid, LANES)
-    put(weight, (0,), weight[0] * factor + tree_sum(valid, LANES))
+    put(weight, (0,), times(weight[0], factor, 1) + tree_sum(valid, LANES))
     put(top, (0,), new_top)
     for buffer, (_, lanes) in zip(acc, pieces, strict=True):
-        store(buffer, (0,), load(buffer, (0,), lanes) * splat(factor, lanes), lanes)
+        store(buffer, (0,), times(load(buffer, (0,), lanes), splat(factor, lanes), lanes), lanes)

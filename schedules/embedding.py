@@ -13,7 +13,7 @@ from typing import Any
 
 from .lut_gemm import Segment, segment_params
 from .packing import BLOCK_ROWS, STEP_COLUMNS, TILE_ROWS, ColumnLayout, row_blocks
-from .tir import KernelBuilder, T, body, put
+from .tir import KernelBuilder, T, as_type, body, put
 
 TILES = BLOCK_ROWS // TILE_ROWS
 
@@ -87,8 +87,9 @@ def _segment_row(spec: GatherSpec, segment: Segment, table: Any, y: Any, row: An
         total: Any = T.float32(0)
         for plane in range(segment.bits):
             byte = T.Cast("int32", keys[block, plane, step, tile, tile_row * 4 + pair])
-            sign = T.Cast("float32", T.bitwise_and(T.shift_right(byte, shift), 1) * 2 - 1)
-            total = total + sign * T.Cast("float32", scales[block, plane, g, lane])
+            clear = T.bitwise_and(T.shift_right(T.bitwise_not(byte), shift), 1)
+            alpha = as_type(T.Cast("float32", scales[block, plane, g, lane]), "int32")
+            total = total + as_type(T.bitwise_xor(alpha, T.shift_left(clear, T.int32(31))), "float32")
         if offsets is not None:
             total = total + T.Cast("float32", offsets[block, g, lane])
         put(y, (row, g * segment.group_size + c), total * T.float32(spec.factor))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .packing import BLOCK_ROWS, row_blocks
-from .tir import KernelBuilder, T, body, fsplat, load, put, scratch, splat, store
+from .tir import KernelBuilder, T, body, fsplat, load, put, scratch, splat, store, times
 
 VECTORS = BLOCK_ROWS // 16
 TOKEN_TILES = (4, 1)
@@ -80,7 +80,7 @@ def _tile(spec: FloatSpec, x: Any, weight: Any, bias: Any, y: Any, block: Any, r
         for t in range(tokens):
             wide = T.Bind(splat(x[row + t, c]))
             for v in range(VECTORS):
-                store(acc[t][v], (0,), load(acc[t][v], (0,), 16) + wide * columns[v], 16)
+                store(acc[t][v], (0,), load(acc[t][v], (0,), 16) + times(wide, columns[v]), 16)
     relu = spec.activation == "relu"
     for t in range(tokens):
         for v in range(VECTORS):

@@ -22,7 +22,7 @@ from .intrin_x86 import TILES, tile_sum
 from .lut_table import ENTRIES, Tables, table_dtype
 from .lut_table import reference as table_reference
 from .packing import BLOCK_ROWS, MU, STEP_COLUMNS, TILE_ROWS, BitPlanes, ColumnLayout, row_blocks
-from .tir import KernelBuilder, T, body, fsplat, half_to_float, load, put, scratch, splat, store
+from .tir import KernelBuilder, T, body, fsplat, half_to_float, load, put, scratch, splat, store, times
 
 TOKEN_TILES = (4, 1)
 """Two and three tokens run one by one: a tile of 2 would gain them 15 % for half as much code again."""
@@ -224,7 +224,7 @@ class _SegmentEmitter:
                 self._chunk(sums, [block, plane, group * chunks + c, first], together, row, partial, 0, None)
             for tile, alpha in enumerate(alphas):
                 for into, token in zip(acc, partial, strict=True):
-                    _add(into, first + tile, alpha * load(token, (tile * TILE_ROWS,), TILE_ROWS))
+                    _add(into, first + tile, times(alpha, load(token, (tile * TILE_ROWS,), TILE_ROWS)))
 
     def _chunk(
         self, sums: Any, where: list[Any], together: int, row: Any, acc: list[Any], base: Any, alphas: Any
@@ -241,8 +241,8 @@ class _SegmentEmitter:
             scale = None if self.exact else T.Bind(splat(self.scale[row + t, chunk]))
             for tile in range(together):
                 value = sums.total(t, tile)
-                value = value if scale is None else T.Cast("float32x16", value) * scale
-                _add(into, base + tile, value if alphas is None else alphas[tile] * value)
+                value = value if scale is None else times(T.Cast("float32x16", value), scale)
+                _add(into, base + tile, value if alphas is None else times(alphas[tile], value))
 
     def _add_offsets(self, block: Any, row: Any, acc: list[Any]) -> None:
         steps = self.layout.padded_group // STEP_COLUMNS
@@ -258,7 +258,7 @@ class _SegmentEmitter:
                     put(total, (0,), total[0] + self.sums[row + t, g * steps + s])
                 wide = T.Bind(splat(total[0]))
                 for tile in range(TILES):
-                    _add(token, tile, zs[tile] * wide)
+                    _add(token, tile, times(zs[tile], wide))
 
     def _float32(self, value: Any) -> Any:
         """16 scales or offsets as float32."""

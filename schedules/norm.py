@@ -17,7 +17,7 @@ from .lut_table import Tables, tree_sum
 from .math import for_vectors
 from .packing import ColumnLayout
 from .table_output import TableOutput
-from .tir import KernelBuilder, T, body, fsplat, load, put, scratch, splat, store
+from .tir import KernelBuilder, T, body, fsplat, load, put, scratch, splat, store, times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,8 @@ def _emit_row(spec: NormSpec, x: Any, residual: Any, gamma: Any, beta: Any, y: A
         put(rest, (0,), T.float32(0))
 
     def total() -> Any:
-        return T.Bind((tree_sum(load(lanes, (0,), 16), 16) + rest[0]) * T.float32(1.0 / spec.width))
+        whole = tree_sum(load(lanes, (0,), 16), 16) + rest[0]
+        return T.Bind(times(whole, T.float32(1.0 / spec.width), 1))
 
     def add_vector(c: Any) -> None:
         h = load(x, (row, c), 16)
@@ -91,11 +92,11 @@ def _emit_row(spec: NormSpec, x: Any, residual: Any, gamma: Any, beta: Any, y: A
 
     def square_vector(c: Any) -> None:
         d = T.Bind(load(y, (row, c), 16) - wide_mean)
-        store(lanes, (0,), load(lanes, (0,), 16) + d * d, 16)
+        store(lanes, (0,), load(lanes, (0,), 16) + times(d, d), 16)
 
     def square_scalar(c: Any) -> None:
         d = T.Bind(y[row, c] - mean)
-        put(rest, (0,), rest[0] + d * d)
+        put(rest, (0,), rest[0] + times(d, d, 1))
 
     clear()
     for_vectors(spec.width, square_vector, square_scalar)
@@ -104,9 +105,9 @@ def _emit_row(spec: NormSpec, x: Any, residual: Any, gamma: Any, beta: Any, y: A
 
     def scale_vector(c: Any) -> None:
         d = (load(y, (row, c), 16) - wide_mean) * wide_inverse
-        store(y, (row, c), d * load(gamma, (c,), 16) + load(beta, (c,), 16), 16)
+        store(y, (row, c), times(d, load(gamma, (c,), 16)) + load(beta, (c,), 16), 16)
 
     def scale_scalar(c: Any) -> None:
-        put(y, (row, c), ((y[row, c] - mean) * inverse) * gamma[c] + beta[c])
+        put(y, (row, c), times((y[row, c] - mean) * inverse, gamma[c], 1) + beta[c])
 
     for_vectors(spec.width, scale_vector, scale_scalar)

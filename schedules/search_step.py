@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .lut_table import tree_reduce, tree_sum
-from .math import vector_exp
+from .math import first_lane, vector_exp, vector_log
 from .tir import LANES, KernelBuilder, T, body, fsplat, load, put, scratch, splat, store
 
 BANNED = -3.0e38
@@ -73,10 +73,12 @@ def topk(spec: SearchSpec, name: str = "topk") -> Any:
         logp = kernel.param("logp", (m, k))
         ids = kernel.param("ids", (m, k), "int32")
         with body([logp, ids, logits], _inputs(logits, banned, order)), T.serial(0, m) as row:
-            top, log_sum = _log_sum(spec, logits, row)
-            _ban(spec, logits, banned, row)
             blocks = scratch((spec.blocks,))
             _block_maxima(spec, logits, row, blocks)
+            top = _maximum(spec, blocks)
+            log_sum = _log_sum(spec, logits, row, top)
+            for word in _ban(spec, logits, banned, row):
+                _refresh_block(spec, logits, row, blocks, T.floordiv(word, BLOCK))
             with T.serial(0, k) as i:
                 place = _take_best(spec, logits, row, blocks)
                 put(logp, (row, i), (logits[row, place] - top) - log_sum)
@@ -98,10 +100,12 @@ def _inputs(*buffers: Any) -> list[Any]:
     return [b for b in buffers if b is not None]
 
 
-def _ban(spec: SearchSpec, logits: Any, banned: Any, row: Any) -> None:
-    if banned is not None:
-        for i in range(spec.banned):
-            put(logits, (row, T.Cast("int64", banned[i])), T.float32(BANNED))
+def _ban(spec: SearchSpec, logits: Any, banned: Any, row: Any) -> list[Any]:
+    """Overwrites the banned logits; their columns."""
+    columns = [] if banned is None else [T.Bind(T.Cast("int64", banned[i])) for i in range(spec.banned)]
+    for column in columns:
+        put(logits, (row, column), T.float32(BANNED))
+    return columns
 
 
 def _word(order: Any, place: Any) -> Any:
@@ -151,24 +155,25 @@ def _take_best(spec: SearchSpec, logits: Any, row: Any, blocks: Any) -> Any:
     return T.Bind(column[0])
 
 
-def _log_sum(spec: SearchSpec, logits: Any, row: Any) -> tuple[Any, Any]:
-    """Maximum of a row, and log of the sum of exp(logit - maximum)."""
+def _maximum(spec: SearchSpec, blocks: Any) -> Any:
+    """The largest of the block maxima."""
+    best = scratch((1,))
+    put(best, (0,), blocks[0])
+    with T.serial(1, spec.blocks) as b:
+        put(best, (0,), T.max(best[0], blocks[b]))
+    return T.Bind(best[0])
+
+
+def _log_sum(spec: SearchSpec, logits: Any, row: Any, top: Any) -> Any:
+    """Log of the sum of exp(logit - top): lanes first, then the columns beyond the last whole vector."""
     whole = spec.vocabulary // LANES
-    best, total, rest = scratch((LANES,)), scratch((LANES,)), scratch((1,))
-    store(best, (0,), fsplat(BANNED), LANES)
+    total, tail = scratch((LANES,)), scratch((1,))
     store(total, (0,), fsplat(0.0), LANES)
-    with T.serial(0, whole) as i:
-        store(best, (0,), T.max(load(best, (0,), LANES), load(logits, (row, i * LANES), LANES)), LANES)
-    put(rest, (0,), tree_reduce(load(best, (0,), LANES), LANES, T.max))
-    with T.serial(whole * LANES, spec.vocabulary) as c:
-        put(rest, (0,), T.max(rest[0], logits[row, c]))
-    top = T.Bind(rest[0])
     wide = T.Bind(splat(top))
     with T.serial(0, whole) as i:
         term = vector_exp(load(logits, (row, i * LANES), LANES) - wide)
         store(total, (0,), load(total, (0,), LANES) + term, LANES)
-    tail = scratch((1,))
     put(tail, (0,), tree_sum(load(total, (0,), LANES), LANES))
     with T.serial(whole * LANES, spec.vocabulary) as c:
-        put(tail, (0,), tail[0] + tree_reduce(vector_exp(splat(logits[row, c] - top, 4), 4), 4, T.max))
-    return top, T.Bind(T.log(tail[0]))
+        put(tail, (0,), tail[0] + first_lane(vector_exp(splat(logits[row, c] - top, 4), 4)))
+    return T.Bind(first_lane(vector_log(splat(tail[0], 4), 4)))

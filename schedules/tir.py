@@ -108,6 +108,15 @@ def isplat(value: int, lanes: int = LANES) -> Expr:
     return splat(T.int32(value), lanes)
 
 
+def times(a: Expr, b: Expr, lanes: int = LANES) -> Expr:
+    """The float32 product ``a * b``, rounded before anything is added to it.
+
+    LLVM, as TVM sets it up, fuses a product with the sum that follows wherever the CPU has FMA, which
+    would give every ISA level numbers of its own. The fence emits no instruction.
+    """
+    return intrinsic(vec("float32", lanes), "llvm.arithmetic.fence", a * b)
+
+
 def as_type(value: Expr, dtype: str) -> Expr:
     """The same bits read as ``dtype``."""
     return T.reinterpret(dtype, value)
