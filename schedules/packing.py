@@ -215,3 +215,8 @@ def pack_offsets(planes: BitPlanes) -> NDArray[np.floating] | None:
     blocks = row_blocks(n)
     padded = np.pad(planes.offsets, ((0, blocks * BLOCK_ROWS - n), (0, 0)))
     return np.ascontiguousarray(padded.reshape(blocks, BLOCK_ROWS, groups).transpose(0, 2, 1))
+
+
+def word_dtype(words: int) -> str:
+    """Smallest dtype that the kernels read word ids in."""
+    return "uint16" if words <= 1 << 16 else "int32"

@@ -24,6 +24,7 @@ from .packing import (
     pack_offsets,
     pack_scales,
     row_blocks,
+    word_dtype,
 )
 
 TILES = 4
@@ -67,11 +68,6 @@ class StoredSegment:
             shape = (blocks, layout.groups, BLOCK_ROWS)
             found.append(StoredArray(name=f"{self.prefix}:offsets", shape=shape, dtype=self.scale_dtype))
         return found
-
-
-def word_dtype(words: int) -> str:
-    """Smallest dtype that the kernels read word ids in."""
-    return "uint16" if words <= 1 << 16 else "int32"
 
 
 def order_array(tensor: str, words: int) -> StoredArray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
-from schedules.storage import word_dtype
+from schedules.packing import word_dtype
 
 from .families.family import TensorInfo
 
