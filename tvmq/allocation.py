@@ -125,9 +125,10 @@ def solve_lagrangian(items: Sequence[Item], *, max_bytes: float) -> Solution:
 
 
 def pareto(items: Sequence[Item], max_bytes: Sequence[float]) -> list[Solution]:
-    """A solution for each of several sizes that can be reached, on the convex hull."""
+    """The different solutions for several sizes, as far as they can be reached, on the convex hull."""
     least = sum(min(choice.bytes for choice in item.choices) for item in items)
-    return [solve_lagrangian(items, max_bytes=limit) for limit in max_bytes if limit >= least]
+    found = [solve_lagrangian(items, max_bytes=limit) for limit in max_bytes if limit >= least]
+    return list({solution.picks: solution for solution in found}.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 from .errors import UsageError
 from .installation import check_installation, require
 from .options import (
+    AllocationOptions,
     BenchOptions,
     CompileOptions,
     PlanOptions,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .coding import QuantizeReport
     from .diagnosis import Check
     from .evaluation import EvalResult
+    from .measured_plan import AllocationReport
     from .model_plan import PlanReport
     from .module_runtime import CompiledModule
     from .retraining.loop import Evaluation
@@ -71,6 +73,19 @@ def describe_plan(model: Path | str, options: PlanOptions = PlanOptions()) -> Pl
     from .model_plan import plan_model
 
     return plan_model(Path(model), options)
+
+
+def allocate(
+    model: Path | str, options: AllocationOptions, *, progress: Progress = no_progress
+) -> AllocationReport:
+    """The plan of least expected damage within a budget, from measured sensitivities.
+
+    Measures (or reads) what each width does to each matrix, and solves for the bits; see
+    ``tvmq.measured_plan``.
+    """
+    from .measured_plan import allocate_model
+
+    return allocate_model(Path(model), options, progress)
 
 
 def quantize(

@@ -94,9 +94,19 @@ def plan_model(model: Path, options: PlanOptions) -> PlanReport:
     else:
         frequencies = None if options.plan else _frequencies(checkpoint, options)
         plan = plan_tensors(tensors, options, frequencies)
+    return report_plan(checkpoint, tensors, plan, frequencies)
+
+
+def report_plan(
+    checkpoint: Checkpoint,
+    tensors: list[TensorInfo],
+    plan: BitPlan,
+    frequencies: NDArray[np.int64] | None,
+) -> PlanReport:
+    """A plan of ``tensors``, which are all the matrices of ``checkpoint``, with its predicted size."""
     return PlanReport(
         plan=plan,
-        size=predict_size(tensors, plan, _vector_params(checkpoint, tensors)),
+        size=predict_size(tensors, plan, vector_params(checkpoint, tensors)),
         widths=_widths(plan),
         frequencies=frequencies,
     )
@@ -169,7 +179,7 @@ def _frequencies(checkpoint: Checkpoint, options: PlanOptions) -> NDArray[np.int
     return checkpoint.frequencies()
 
 
-def _vector_params(checkpoint: Checkpoint, tensors: list[TensorInfo]) -> int:
+def vector_params(checkpoint: Checkpoint, tensors: list[TensorInfo]) -> int:
     """Parameters in biases and norms; other matrices are copies of planned ones or computed tables."""
     planned = {info.name for info in tensors}
     shapes = [checkpoint.shape(name) for name in checkpoint.names() if name not in planned]

@@ -85,6 +85,53 @@ class QuantizeOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationOptions:
+    """How bits are found from measured sensitivities. At most one of ``bits`` and ``size_mb`` is given.
+
+    Attributes:
+        bits: mean bits per weight, counting scales, offsets and word orders.
+        size_mb: all parameters in megabytes (10^6 bytes), FP32 biases and norms included.
+        ms: milliseconds per output token that reading the matrices may take.
+        times: measured times by block and width; None goes by memory bandwidth.
+        text: sentence pairs to measure on.
+        sentences: how many of them.
+        calibration: text to calibrate on, or the calibration.safetensors of an earlier run.
+        sensitivities: a file of an earlier run instead of a measurement.
+        save_calibration: where to keep the calibration.
+        save_sensitivities: where to keep the measurement.
+        widths: bits to choose from.
+        words: cuts of an embedding: the optimum, or those of Algorithm 1.
+        overrides: (pattern, bits) pairs that are decided beforehand, in order.
+        quantizer: registry name; None is hessian with a calibration, else alternating.
+        group_size: columns that share a scale; 0 is one scale per row.
+        offset: one offset per group besides the scales.
+        scale_dtype: dtype of scales and offsets.
+        frequencies: a token_freq.tsv for word bits; None takes the one in the model folder.
+        jobs: processes of the measurement; None is one per core.
+    """
+
+    bits: float | None = None
+    size_mb: float | None = None
+    ms: float | None = None
+    times: Path | None = None
+    text: Path | None = None
+    sentences: int = 100
+    calibration: Path | None = None
+    sensitivities: Path | None = None
+    save_calibration: Path | None = None
+    save_sensitivities: Path | None = None
+    widths: tuple[int, ...] = (1, 2, 3, 4)
+    words: Literal["optimum", "algorithm1"] = "optimum"
+    overrides: tuple[tuple[str, int], ...] = ()
+    quantizer: str | None = None
+    group_size: int = 0
+    offset: bool = False
+    scale_dtype: Literal["float16", "float32"] = "float16"
+    frequencies: Path | None = None
+    jobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
     """How sentences are generated.
 

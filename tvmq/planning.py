@@ -83,7 +83,7 @@ def make_plan(
         get_quantizer(settings.quantizer)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    fixed = _overridden(tensors, overrides)
+    fixed = overridden_bits(tensors, overrides)
     _check_frequencies(tensors, frequencies)
     chosen: Mapping[str, int | Clusters]
     if bits is not None:
@@ -108,7 +108,10 @@ def make_plan(
     )
 
 
-def _overridden(tensors: Sequence[TensorInfo], overrides: Sequence[tuple[str, int]]) -> dict[str, int]:
+def overridden_bits(
+    tensors: Sequence[TensorInfo], overrides: Sequence[tuple[str, int]]
+) -> dict[str, int]:
+    """Bits of the tensors that a pattern names, the last one deciding; UsageError for one without a match."""
     names = sorted({info.name for info in tensors} | {info.block for info in tensors})
     fixed: dict[str, int] = {}
     for pattern, bits in overrides:

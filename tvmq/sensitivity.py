@@ -10,7 +10,7 @@ matrix instead of each block, by KL instead of BLEU. The sweep runs through ``jo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from relay_passes.bit_plan import MAX_JSON_BYTES, BlockBits, ScaleDtype
 
+from .calibration import Calibration
 from .checkpoint import Checkpoint
 from .errors import InputError, UsageError
 from .families import TensorInfo, get_family
 from .installation import require
 from .options import Progress, no_progress
+from .quantizers import NEED_MOMENTS, get_quantizer, quantizer_names
 from .samples import Samples
 from .size import planes_bytes
 from .store import atomic_write, read_bytes
@@ -91,8 +93,9 @@ class UnitSensitivity:
         first: frequency rank of the first row for words; 0 for a whole matrix.
         rows: number of rows.
         bits: the measured widths, ascending.
-        kl: mean KL(p_FP32 || p_q) per target token in nats, one per width.
-        error: squared error over squared norm of the rows, one per width.
+        kl: what the width adds to the mean KL(p_FP32 || p_q) per target token in nats, one per width.
+        error: squared error over squared norm of the outputs where there is a calibration, else of the rows;
+            one per width.
         bytes: planes, scales and offsets, one per width.
     """
 
@@ -254,8 +257,10 @@ def measure_sensitivities(
     samples: Samples,
     *,
     coding: Coding = Coding(),
+    calibration: Path | None = None,
     widths: Sequence[int] = WIDTHS,
     frequencies: NDArray[np.integer] | None = None,
+    around: Mapping[str, NDArray[np.float32]] | None = None,
     jobs: int = 1,
     progress: Progress = no_progress,
 ) -> Sensitivities:
@@ -265,8 +270,10 @@ def measure_sensitivities(
         model: the folder.
         samples: sentence pairs; a hundred or two are enough.
         coding: how to quantize.
+        calibration: a file of ``Calibration.write``, for quantizers that go by the inputs' second moments.
         widths: bits to measure.
         frequencies: counts per word, for clusters of an embedding; None measures it as one unit.
+        around: matrices as a plan would leave them: what a unit adds to the damage of all the others.
         jobs: processes, each on one thread; a backend set by ``joblib.parallel_config`` is used instead of
             joblib's own processes.
         progress: called with units done of all.
@@ -283,13 +290,27 @@ def measure_sensitivities(
         raise InputError("the samples hold no target tokens to compare the output at")
     if not widths or min(widths) < 1 or max(widths) > 8:
         raise UsageError(f"widths {list(widths)} cannot be measured (expected 1 to 8 bits)")
+    if coding.quantizer not in quantizer_names():
+        raise UsageError(f"unknown quantizer {coding.quantizer!r}: known are {', '.join(quantizer_names())}")
     checkpoint = Checkpoint.open(model)
+    if calibration is not None:
+        Calibration.read(calibration).check_model(checkpoint.sha256, str(model))
+    elif coding.quantizer in NEED_MOMENTS:
+        raise UsageError(f"the quantizer {coding.quantizer} needs a calibration: give --calibration FILE")
     family = get_family(checkpoint.config)
     infos = {info.name: info for info in family.tensors(family.read_config(checkpoint.config))}
     units = units_of(infos.values(), by_word=frequencies is not None)
     order = None if frequencies is None else frequency_order(frequencies)
     digest = samples_sha256(samples)
-    sweep = Sweep(model=model, samples=samples, digest=digest, coding=coding, widths=tuple(sorted(widths)))
+    sweep = Sweep(
+        model=model,
+        samples=samples,
+        digest=digest,
+        coding=coding,
+        calibration=calibration,
+        widths=tuple(sorted(set(widths))),
+        around=around or {},
+    )
     calls = (
         delayed(_measure)(sweep, unit, infos[unit.tensor], _rows(unit, infos[unit.tensor], order))
         for unit in units
@@ -318,7 +339,9 @@ class Sweep:
     samples: Samples
     digest: str
     coding: Coding
+    calibration: Path | None
     widths: tuple[int, ...]
+    around: Mapping[str, NDArray[np.float32]]
 
 
 def _rows(unit: Unit, info: TensorInfo, order: NDArray[np.int32] | None) -> NDArray[np.int32] | None:
@@ -329,24 +352,22 @@ def _rows(unit: Unit, info: TensorInfo, order: NDArray[np.int32] | None) -> NDAr
 
 
 def _measure(sweep: Sweep, unit: Unit, info: TensorInfo, rows: NDArray[np.int32] | None) -> UnitSensitivity:
-    from .quantize import quantize_matrix
-
     probe = _probe(sweep)
     weight = probe.weight(unit.tensor)
     part = weight if rows is None else weight[rows]
-    norm = float(np.einsum("nk,nk->", part, part, dtype=np.float64)) or 1.0
+    moments = None if sweep.calibration is None else Calibration.read(sweep.calibration).moments(unit.tensor)
+    around = dict(sweep.around)
+    others = around.get(unit.tensor, weight)
+    alone = probe.divergence(around | {unit.tensor: _with(others, rows, part)}) if around else 0.0
+    norm = _energy(part, moments) or 1.0
     kl, error, sizes = [], [], []
     for bits in sweep.widths:
         entry = sweep.coding.entry(info, bits)
-        coded = quantize_matrix(part, entry).dequantize()
-        error.append(float(np.einsum("nk,nk->", part - coded, part - coded, dtype=np.float64)) / norm)
+        coded = _coded(part, entry, moments)
+        error.append(_energy(part - coded, moments) / norm)
         sizes.append(planes_bytes(entry, len(part), info.shape[1], bits))
-        if rows is None:
-            changed = coded
-        else:
-            changed = weight.copy()
-            changed[rows] = coded
-        kl.append(probe.divergence({unit.tensor: changed}))
+        changed = {unit.tensor: _with(others, rows, coded)}
+        kl.append(max(probe.divergence(around | changed) - alone, 0.0))
     return UnitSensitivity(
         tensor=unit.tensor,
         block=unit.block,
@@ -357,6 +378,40 @@ def _measure(sweep: Sweep, unit: Unit, info: TensorInfo, rows: NDArray[np.int32]
         error=tuple(error),
         bytes=tuple(sizes),
     )
+
+
+def _coded(
+    part: NDArray[np.float32], entry: BlockBits, moments: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    quantizer = get_quantizer(entry.quantizer)
+    try:
+        return quantizer.quantize(
+            part,
+            bits=entry.bits,
+            group_size=entry.group_size,
+            offset=entry.offset,
+            scale_dtype=entry.scale_dtype,
+            moments=moments,
+        ).dequantize()
+    except ValueError as error:
+        raise InputError(f"{entry.tensor}: {error}") from error
+
+
+def _energy(part: NDArray[np.float32], moments: NDArray[np.float32] | None) -> float:
+    """tr(A H A^T), the mean squared output of ``part`` as a matrix; without moments the squared norm."""
+    seen = part if moments is None else part @ moments
+    return float(np.einsum("nk,nk->", part, seen, dtype=np.float64))
+
+
+def _with(
+    table: NDArray[np.float32], rows: NDArray[np.int32] | None, values: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """``table`` with ``values`` in these rows; None for all of them."""
+    if rows is None:
+        return values
+    changed = np.array(table)
+    changed[rows] = values
+    return changed
 
 
 _open: dict[tuple[Path, str], Probe] = {}

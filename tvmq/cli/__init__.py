@@ -21,6 +21,7 @@ from tvmq import __version__
 from tvmq.errors import InputError, TvmqError, UsageError
 
 from .compile import compile_model
+from .plan import plan
 from .quantize import quantize_model
 from .reports import bench, doctor, evaluate, inspect, targets, verify
 from .retrain import retrain
@@ -39,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("compile")(compile_model)
+app.command("plan")(plan)
 app.command("quantize")(quantize_model)
 app.command("retrain")(retrain)
 app.command("translate")(translate)

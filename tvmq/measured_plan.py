@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tvmq plan``: a model folder and a budget in; calibration, sensitivities, the best plan and a report out.
+
+Every step's result can be kept as a file and given back instead of the step.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .allocated_plan import Allocation, Budget, allocate
+from .calibration import calibrate
+from .checkpoint import Checkpoint, read_frequencies
+from .errors import UsageError
+from .families import TensorInfo, get_family
+from .model_plan import PlanReport, report_plan, vector_params
+from .options import AllocationOptions, Progress, no_progress
+from .planning import overridden_bits
+from .quantizers.quantizer import usable_cores
+from .samples import Samples, read_samples
+from .sensitivity import Coding, Sensitivities, measure_sensitivities
+from .size import FLOAT_BYTES
+from .timing import Timing, read_times
+
+CALIBRATION_SENTENCES = 500
+CALIBRATION_SUFFIX = ".safetensors"
+"""A calibration of this suffix is a finished one, any other is text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationReport:
+    """What ``tvmq plan`` found.
+
+    Attributes:
+        sensitivities: the damages it went by; None where only a calibration was made.
+        planned: the plan with its size; None without a budget.
+        allocation: expected damages and times, the bound and the Pareto curve; None without a budget.
+    """
+
+    sensitivities: Sensitivities | None
+    planned: PlanReport | None
+    allocation: Allocation | None
+
+    def damage_by_block(self) -> dict[str, float]:
+        """Expected KL per token of each block's chosen bits."""
+        return self._by_block(self.allocation.damage if self.allocation else {})
+
+    def ms_by_block(self) -> dict[str, float]:
+        """Expected milliseconds per output token of each block."""
+        return self._by_block(self.allocation.ms if self.allocation else {})
+
+    def measured_by_block(self) -> dict[str, dict[int, float]]:
+        """KL of each block at each width, as the sum over its units: Table 1 by KL."""
+        found: dict[str, dict[int, float]] = {}
+        for unit in self.sensitivities.units if self.sensitivities else ():
+            row = found.setdefault(unit.block, {})
+            for bits, kl in zip(unit.bits, unit.kl, strict=True):
+                row[bits] = row.get(bits, 0.0) + kl
+        return found
+
+    def curve(self) -> list[dict[str, float]]:
+        """The best plans at other sizes, on the convex hull: bits per weight, time, expected damage."""
+        if self.planned is None or self.allocation is None:
+            return []
+        return [
+            {
+                "bits_per_weight": round(point.bytes * 8 / self.planned.size.weights, 4),
+                "ms_per_token": round(point.ms, 5),
+                "damage": point.damage,
+            }
+            for point in self.allocation.curve
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``tvmq plan --json`` prints."""
+        value: dict[str, Any] = {
+            "sensitivity": {
+                block: {str(bits): kl for bits, kl in row.items()}
+                for block, row in self.measured_by_block().items()
+            }
+        }
+        if self.planned is not None and self.allocation is not None:
+            damage, ms = self.damage_by_block(), self.ms_by_block()
+            value |= self.planned.to_json()
+            for block in value["blocks"]:
+                block |= {"damage": damage[block["name"]], "ms_per_token": ms[block["name"]]}
+            solution = self.allocation.solution
+            value |= {
+                "damage": solution.damage,
+                "bound": solution.bound,
+                "gap": solution.gap,
+                "ms_per_token": solution.ms,
+                "pareto": self.curve(),
+            }
+        return value
+
+    def _by_block(self, values: Mapping[str, float]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for entry in self.planned.plan.entries() if self.planned else ():
+            found[entry.block] = found.get(entry.block, 0.0) + values[entry.tensor]
+        return found
+
+
+def allocate_model(
+    model: Path, options: AllocationOptions, progress: Progress = no_progress
+) -> AllocationReport:
+    """Calibrate, measure and solve, as far as ``options`` ask for.
+
+    Raises:
+        InputError: the model, the text or a file of an earlier run cannot be used.
+        UsageError: options that contradict each other, or a budget that cannot be kept.
+        MissingToolError: torch, joblib or scipy is not installed.
+    """
+    _check(options)
+    checkpoint = Checkpoint.open(model)
+    family = get_family(checkpoint.config)
+    tensors = family.tensors(family.read_config(checkpoint.config))
+    fixed = overridden_bits(tensors, options.overrides)
+    frequencies = _frequencies(checkpoint, options)
+    with tempfile.TemporaryDirectory(prefix="tvmq-plan-") as scratch:
+        calibration = _calibration(model, options, Path(scratch), progress)
+        if not (_has_budget(options) or options.save_sensitivities):
+            return AllocationReport(sensitivities=None, planned=None, allocation=None)
+        found = _sensitivities(model, checkpoint, options, calibration, frequencies, progress)
+    found.check(tensors, checkpoint.sha256)
+    if not _has_budget(options):
+        return AllocationReport(sensitivities=found, planned=None, allocation=None)
+    timing = _timing(options, tensors, found)
+    other = vector_params(checkpoint, tensors) * FLOAT_BYTES
+    allocation = allocate(
+        tensors,
+        found,
+        _budget(options, tensors, other),
+        source=_source(options, found),
+        frequencies=frequencies,
+        fixed=fixed,
+        words=options.words,
+        timing=timing,
+    )
+    planned = report_plan(checkpoint, tensors, allocation.plan, frequencies)
+    return AllocationReport(sensitivities=found, planned=planned, allocation=allocation)
+
+
+def _has_budget(options: AllocationOptions) -> bool:
+    return any(value is not None for value in (options.bits, options.size_mb, options.ms))
+
+
+def _check(options: AllocationOptions) -> None:
+    if options.bits is not None and options.size_mb is not None:
+        raise UsageError("bits per weight and a size in MB exclude each other; give one of them")
+    limits = {"--bits": options.bits, "--size-mb": options.size_mb, "--ms": options.ms}
+    for name, value in limits.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UsageError(f"{name} {value:g}: expected a number above 0")
+    if not (_has_budget(options) or options.save_sensitivities or options.save_calibration):
+        raise UsageError(
+            "how large may the plan be? give --bits, --size-mb or --ms (or only measure, with "
+            "--save-sensitivities FILE or --save-calibration FILE)"
+        )
+    if options.sensitivities and (options.text or options.save_sensitivities or options.quantizer):
+        raise UsageError(
+            "--sensitivities is used as it is, so --text, --save-sensitivities and --quantizer do not go "
+            "with it"
+        )
+    if options.save_calibration and (
+        options.calibration is None or options.calibration.suffix == CALIBRATION_SUFFIX
+    ):
+        raise UsageError("--save-calibration needs the text to calibrate on: --calibration TEXT.tsv")
+
+
+def _frequencies(checkpoint: Checkpoint, options: AllocationOptions) -> NDArray[np.int64] | None:
+    if options.frequencies:
+        return read_frequencies(options.frequencies, checkpoint.config.get("vocab_size"))
+    return checkpoint.frequencies()
+
+
+def _calibration(model: Path, options: AllocationOptions, scratch: Path, progress: Progress) -> Path | None:
+    """The calibration's file, made first where text was given; None without one or where it is not read."""
+    given = options.calibration
+    if given is None or given.suffix == CALIBRATION_SUFFIX:
+        return given
+    if options.sensitivities and not options.save_calibration:
+        return None
+    samples = read_samples(model, given, limit=CALIBRATION_SENTENCES)
+    path = options.save_calibration or scratch / "calibration.safetensors"
+    calibrate(model, samples, jobs=options.jobs or usable_cores(), progress=progress).write(path)
+    return path
+
+
+def _sensitivities(
+    model: Path,
+    checkpoint: Checkpoint,
+    options: AllocationOptions,
+    calibration: Path | None,
+    frequencies: NDArray[np.int64] | None,
+    progress: Progress,
+) -> Sensitivities:
+    if options.sensitivities:
+        return Sensitivities.read(options.sensitivities)
+    coding = Coding(
+        quantizer=options.quantizer or ("alternating" if calibration is None else "hessian"),
+        group_size=options.group_size or None,
+        offset=options.offset,
+        scale_dtype=options.scale_dtype,
+    )
+    found = measure_sensitivities(
+        model,
+        _samples(model, options),
+        coding=coding,
+        calibration=calibration,
+        widths=options.widths,
+        frequencies=frequencies,
+        jobs=options.jobs or usable_cores(),
+        progress=progress,
+    )
+    if options.save_sensitivities:
+        found.write(options.save_sensitivities)
+    return found
+
+
+def _samples(model: Path, options: AllocationOptions) -> Samples:
+    text = options.text
+    if text is None and options.calibration and options.calibration.suffix != CALIBRATION_SUFFIX:
+        text = options.calibration
+    if text is None:
+        raise UsageError(
+            "what to measure on? give --text PAIRS.tsv (source TAB target), or --sensitivities FILE of an "
+            "earlier run"
+        )
+    return read_samples(model, text, limit=options.sentences)
+
+
+def _timing(options: AllocationOptions, tensors: Sequence[TensorInfo], found: Sensitivities) -> Timing:
+    tokens = found.tokens / found.sentences
+    if options.times is None:
+        return Timing(sentence_tokens=tokens)
+    weights: dict[str, int] = {}
+    for info in tensors:
+        weights[info.block] = weights.get(info.block, 0) + math.prod(info.shape)
+    return read_times(options.times, weights, tokens)
+
+
+def _budget(options: AllocationOptions, tensors: Sequence[TensorInfo], other_bytes: int) -> Budget:
+    size = math.inf
+    if options.bits is not None:
+        size = options.bits * sum(math.prod(info.shape) for info in tensors) / 8
+    elif options.size_mb is not None:
+        size = options.size_mb * 1e6 - other_bytes
+    return Budget(bytes=size, ms=math.inf if options.ms is None else options.ms)
+
+
+def _source(options: AllocationOptions, found: Sensitivities) -> str:
+    limits = {"bits per weight": options.bits, "MB": options.size_mb, "ms per token": options.ms}
+    within = " and ".join(f"{value:g} {unit}" for unit, value in limits.items() if value is not None)
+    parts = [
+        f"allocated within {within}",
+        f"{found.coding.quantizer} sensitivities on {found.sentences} sentences",
+        f"words by {options.words}",
+        *(f"{pattern}={width}" for pattern, width in options.overrides),
+    ]
+    return "; ".join(parts)
