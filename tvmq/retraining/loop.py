@@ -99,36 +99,52 @@ def train(
         best, facts = state.restore(options.state, weights, trainer.optimizer, identity)
         run = _Run(**{key: facts[key] for key in asdict(run)})
         weights.phase = run.phase
+    feed = _endless(samples, options, teacher.config.pad_id, run.step)
+
+    def save() -> None:
+        if options.state is not None:
+            state.save(options.state, weights, best, trainer.optimizer, {**identity, **asdict(run)})
+
     began, before = time.perf_counter(), run.seconds
     saved, total, count = began, 0.0, 0
-    feed = _endless(samples, options, teacher.config.pad_id, run.step)
-    while True:
-        run.seconds = before + time.perf_counter() - began
-        done = min(1.0, max(run.step / options.steps, run.seconds / (options.seconds or math.inf)))
-        if done >= run.next_eval or done >= 1:
-            mean = float(total) / count if count else None
-            found = trainer.evaluate(run.step, run.seconds, mean)
-            total, count = 0.0, 0
-            run.history.append(asdict(found))
-            on_evaluation(found)
-            if weights.phase != run.phase:  # less was quantized when the best was found: it does not count
-                run.phase, run.best = weights.phase, None
-            if run.best is None or found.objective(options.hard) < run.best:
-                best, run.best, run.worse = _copy(weights), found.objective(options.hard), 0
-            else:
-                run.worse += 1
-            run.next_eval = done + options.eval_every
-            if done >= 1 or run.worse >= options.patience:
-                break
-        run.step += 1
-        total = total + trainer.step(next(feed), run.step, done)
-        count += 1
-        progress("retrain", int(1000 * done), 1000)
-        if options.state is not None and time.perf_counter() - saved > options.save_seconds:
-            saved = time.perf_counter()
-            state.save(options.state, weights, best, trainer.optimizer, {**identity, **asdict(run)})
+    try:
+        while True:
+            run.seconds = before + time.perf_counter() - began
+            done = min(1.0, max(run.step / options.steps, run.seconds / (options.seconds or math.inf)))
+            if done >= run.next_eval or done >= 1:
+                mean = float(total) / count if count else None
+                found = trainer.evaluate(run.step, run.seconds, mean)
+                total, count = 0.0, 0
+                run.history.append(asdict(found))
+                on_evaluation(found)
+                if _better(found, run, weights.phase, options):
+                    best = _copy(weights)
+                run.next_eval = done + options.eval_every
+                if done >= 1 or run.worse >= options.patience:
+                    break
+            run.step += 1
+            total = total + trainer.step(next(feed), run.step, done)
+            count += 1
+            progress("retrain", int(1000 * done), 1000)
+            if time.perf_counter() - saved > options.save_seconds:
+                saved = time.perf_counter()
+                save()
+    except KeyboardInterrupt:
+        save()
+        raise
     weights.load_state_dict(best)
     return [Evaluation(**entry) for entry in run.history]
+
+
+def _better(found: Evaluation, run: _Run, phase: int, options: RetrainOptions) -> bool:
+    """Whether ``found`` is the best so far; keeps count of those that are not."""
+    value = found.objective(options.hard)
+    if phase == run.phase and run.best is not None and value >= run.best:
+        run.worse += 1
+        return False
+    # in an earlier phase less was quantized: its best does not count
+    run.phase, run.best, run.worse = phase, value, 0
+    return True
 
 
 class _Trainer:
