@@ -261,7 +261,7 @@ def main(
                 row = workload.measure(setting)
             table.add(row)
         rows.append(row)
-        console.print(_line(row), markup=False)
+        console.print(_line(row), markup=False, soft_wrap=True)
     typer.echo(markdown(rows, beam))
 
 

@@ -33,7 +33,7 @@ class EvalResult:
         value: corpus BLEU, 0 to 100.
         value_interval: 95 % bootstrap interval of ``value``.
         chrf: corpus chrF2, 0 to 100.
-        chrf_interval: 95 % bootstrap interval of ``chrf``.
+        chrf_value_interval: 95 % bootstrap interval of ``chrf``.
         signature: sacrebleu's signature of the BLEU score.
         n: number of sentences.
         seconds: wall time of the translation alone.
@@ -46,7 +46,7 @@ class EvalResult:
     value: float
     value_interval: Interval
     chrf: float
-    chrf_interval: Interval
+    chrf_value_interval: Interval
     signature: str
     n: int
     seconds: float
@@ -63,7 +63,7 @@ class EvalResult:
             "signature": self.signature,
             "n": self.n,
             "value_interval": _rounded(self.value_interval),
-            "chrf_interval": _rounded(self.chrf_interval),
+            "chrf_value_interval": _rounded(self.chrf_value_interval),
         }
         for prefix, found in (("", self.comparison), ("chrf_", self.chrf_comparison)):
             if found is not None:
@@ -193,7 +193,7 @@ def score(
         value=round(found[0].value, 2),
         value_interval=found[0].interval,
         chrf=round(found[1].value, 2),
-        chrf_interval=found[1].interval,
+        chrf_value_interval=found[1].interval,
         signature=bleu.signature(),
         n=len(references),
         seconds=seconds,

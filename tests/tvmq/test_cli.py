@@ -177,7 +177,7 @@ def test_bench_and_eval_json_keys(tvmq: Run, monkeypatch: pytest.MonkeyPatch) ->
         value=33.0,
         value_interval=(30.0, 36.0),
         chrf=61.0,
-        chrf_interval=(59.0, 63.0),
+        chrf_value_interval=(59.0, 63.0),
         signature="s",
         n=2,
         seconds=1.0,
@@ -185,7 +185,7 @@ def test_bench_and_eval_json_keys(tvmq: Run, monkeypatch: pytest.MonkeyPatch) ->
     )
     monkeypatch.setattr(api, "evaluate", lambda *_, **__: scored)
     value = json.loads(tvmq("eval", "a", "--data", "d.tsv", "--json").out)
-    alone = {"metric", "value", "value_interval", "signature", "n", "chrf", "chrf_interval"}
+    alone = {"metric", "value", "value_interval", "signature", "n", "chrf", "chrf_value_interval"}
     assert set(value) == alone
     assert "2 in 1.0 s" in tvmq("eval", "a", "--data", "d.tsv").out
     found = Comparison(baseline_value=34.0, difference=-1.0, interval=(-1.5, -0.5), p_value=0.0123)
@@ -194,6 +194,7 @@ def test_bench_and_eval_json_keys(tvmq: Run, monkeypatch: pytest.MonkeyPatch) ->
     value = json.loads(tvmq("eval", "a", "--data", "d.tsv", "--baseline", "b", "--json").out)
     added = {"baseline_value": 34.0, "difference": -1.0, "interval": [-1.5, -0.5], "p_value": 0.0123}
     assert {key: value[key] for key in added} == added
+    assert (value["value_interval"], value["chrf_value_interval"]) == ([30.0, 36.0], [59.0, 63.0])
     assert set(value) == alone | {prefix + key for key in added for prefix in ("", "chrf_")}
     shown = tvmq("eval", "a", "--data", "d.tsv", "--baseline", "b").out
     assert "-1.00 (95 %: -1.50 to -0.50), p = 0.0123, baseline 34.00" in shown

@@ -39,7 +39,7 @@ def measured(setting: demo.Setting, factor: float) -> demo.Measured:
             value=33 - factor,
             value_interval=(0, 100),
             chrf=60,
-            chrf_interval=(0, 100),
+            chrf_value_interval=(0, 100),
             signature="s",
             n=1,
             seconds=1,

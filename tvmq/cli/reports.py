@@ -73,7 +73,7 @@ def evaluate(
     rows: dict[str, str] = {}
     for name, value, interval, comparison in (
         ("BLEU", result.value, result.value_interval, result.comparison),
-        ("chrF", result.chrf, result.chrf_interval, result.chrf_comparison),
+        ("chrF", result.chrf, result.chrf_value_interval, result.chrf_comparison),
     ):
         rows[name] = f"{value:.2f} (95 %: {_interval(interval)})"
         if comparison is not None:
