@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
 from schedules.packing import BitPlanes, WordPlanes
 
+from .calibration import Calibration
 from .errors import InputError
 from .families.family import TensorSource
 from .options import Progress, no_progress
-from .quantizers import get_quantizer
+from .quantizers import NEED_MOMENTS, get_quantizer
 from .word_bits import frequency_order
 
 
@@ -32,6 +34,7 @@ def quantize_model(
     plan: BitPlan,
     frequencies: NDArray[np.integer] | None = None,
     progress: Progress = no_progress,
+    calibration: Calibration | None = None,
 ) -> dict[str, BitPlanes | WordPlanes]:
     """Quantize every tensor of ``plan`` that does not stay FP32, in the plan's order.
 
@@ -40,25 +43,28 @@ def quantize_model(
         plan: validated against the source first.
         frequencies: occurrences of each word; needed for bits by word where the source holds no planes.
         progress: called with weights done of weights in all.
+        calibration: what the matrices read; needed for quantizers in ``NEED_MOMENTS``.
 
     Raises:
-        InputError: the plan does not fit, frequencies are missing, or a tensor cannot be quantized.
+        InputError: the plan does not fit, frequencies or calibration are missing, or a tensor cannot be
+            quantized.
     """
     entries = [e for e in plan.entries() if isinstance(e, WordBits) or e.bits != FLOAT_BITS]
     sizes = [int(np.prod(source.shape(entry.tensor))) for entry in entries]
     stored = _stored(source, plan)
     order = _order(plan, frequencies) if stored is None else None
+    if stored is None:
+        _check_calibration(entries, calibration)
     done, result = 0, {}
     progress("quantize", 0, sum(sizes))
     for entry, size in zip(entries, sizes, strict=True):
         try:
             planes = stored.planes(entry.tensor) if stored else None
-            if planes is not None:
-                result[entry.tensor] = planes
-            elif isinstance(entry, WordBits):
-                result[entry.tensor] = quantize_words(source.tensor(entry.tensor), entry, order)
-            else:
-                result[entry.tensor] = quantize_matrix(source.tensor(entry.tensor), entry)
+            if planes is None:
+                planes = quantize_entry(
+                    source.tensor(entry.tensor), entry, order, moments_for(entry, calibration)
+                )
+            result[entry.tensor] = planes
         except ValueError as error:
             raise InputError(f"{entry.tensor}: {error}") from error
         done += size
@@ -66,15 +72,46 @@ def quantize_model(
     return result
 
 
-def quantize_matrix(weight: NDArray[np.floating], entry: BlockBits) -> BitPlanes:
-    """Quantize [n, k] as ``entry`` says; ValueError for what its quantizer refuses."""
-    return _planes(weight, entry, entry.bits)
+def moments_for(
+    entry: BlockBits | WordBits, calibration: Calibration | None
+) -> NDArray[np.float32] | None:
+    """float32[k, k] for an entry whose quantizer needs it; None for any other, or without a calibration."""
+    if calibration is None or entry.quantizer not in NEED_MOMENTS:
+        return None
+    return calibration.moments(entry.tensor)
+
+
+def quantize_entry(
+    weight: NDArray[np.floating],
+    entry: BlockBits | WordBits,
+    order: NDArray[np.int32] | None = None,
+    moments: NDArray[np.floating] | None = None,
+) -> BitPlanes | WordPlanes:
+    """``quantize_words`` or ``quantize_matrix``, as ``entry`` is."""
+    if isinstance(entry, WordBits):
+        return quantize_words(weight, entry, order, moments)
+    return quantize_matrix(weight, entry, moments)
+
+
+def quantize_matrix(
+    weight: NDArray[np.floating], entry: BlockBits, moments: NDArray[np.floating] | None = None
+) -> BitPlanes:
+    """Quantize [n, k] as ``entry`` says; ValueError for what its quantizer refuses.
+
+    ``moments``: float32[k, k] from ``moments_for``.
+    """
+    return _planes(weight, entry, entry.bits, moments)
 
 
 def quantize_words(
-    weight: NDArray[np.floating], entry: WordBits, order: NDArray[np.int32] | None
+    weight: NDArray[np.floating],
+    entry: WordBits,
+    order: NDArray[np.int32] | None,
+    moments: NDArray[np.floating] | None = None,
 ) -> WordPlanes:
     """Quantize an embedding [v, k]: rows in ``order`` (int32[v], most frequent first), cluster by cluster.
+
+    ``moments``: float32[k, k] from ``moments_for``.
 
     Raises:
         ValueError: the clusters or the order do not hold each of the v words once.
@@ -88,19 +125,35 @@ def quantize_words(
         raise ValueError(f"the word order does not name each of the {rows} words once")
     segments, first = [], 0
     for count, bits in entry.clusters:
-        segments.append(_planes(weight[order[first : first + count]], entry, bits))
+        segments.append(_planes(weight[order[first : first + count]], entry, bits, moments))
         first += count
     return WordPlanes(order=order, segments=tuple(segments))
 
 
-def _planes(weight: NDArray[np.floating], entry: BlockBits | WordBits, bits: int) -> BitPlanes:
+def _planes(
+    weight: NDArray[np.floating],
+    entry: BlockBits | WordBits,
+    bits: int,
+    moments: NDArray[np.floating] | None,
+) -> BitPlanes:
     return get_quantizer(entry.quantizer).quantize(
         weight,
         bits=bits,
         group_size=entry.group_size,
         offset=entry.offset,
         scale_dtype=entry.scale_dtype,
+        moments=moments,
     )
+
+
+def _check_calibration(entries: Sequence[BlockBits | WordBits], calibration: Calibration | None) -> None:
+    """InputError where codes need a calibration and there is none, before any work is done."""
+    needing = [entry for entry in entries if entry.quantizer in NEED_MOMENTS]
+    if needing and calibration is None:
+        first = needing[0]
+        raise InputError(
+            f"{first.tensor}: {first.quantizer} codes need calibration data: give --calibration FILE"
+        )
 
 
 def _stored(source: TensorSource, plan: BitPlan) -> CodedSource | None:

@@ -97,7 +97,7 @@ def test_words_that_do_not_fit(order: Any, clusters: Any, message: str) -> None:
         ({}, None, "no token frequencies: put token_freq.tsv in the model folder"),
         ({}, COUNTS[:5], "e: the word order does not name each of the 6 words once"),
         ({"group_size": 7}, COUNTS, "a: group size 7 does not divide 32 columns"),
-        ({"quantizer": "best"}, COUNTS, "a: unknown quantizer 'best': known are alternating, greedy, rtn"),
+        ({"quantizer": "best"}, COUNTS, "a: unknown quantizer 'best': known are alternating, greedy, hessian, rtn"),
     ],
 )
 def test_faults_name_the_tensor(changed: dict[str, Any], counts: Any, message: str) -> None:

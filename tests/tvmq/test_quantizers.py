@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from schedules.packing import BitPlanes
 from tvmq import quantizers
-from tvmq.quantizers import get_quantizer, quantizer_names
+from tvmq.quantizers import NEED_MOMENTS, get_quantizer, quantizer_names
 from tvmq.quantizers.alternating import Alternating
 from tvmq.quantizers.greedy import Greedy
 from tvmq.quantizers.rtn import planes_from_uniform
@@ -49,6 +49,8 @@ def error(weight: NDArray[np.floating], planes: BitPlanes) -> float:
 
 def quantize(name: str, weight: NDArray[Any], bits: int, **changed: Any) -> BitPlanes:
     options = {"group_size": None, "offset": False, "scale_dtype": "float16"} | changed
+    if name in NEED_MOMENTS:
+        options = {"moments": np.eye(weight.shape[-1])} | options
     return get_quantizer(name).quantize(weight, bits=bits, **options)
 
 
@@ -230,7 +232,7 @@ def test_bad_weights_are_named(
 
 def test_unknown_quantizer_lists_the_known() -> None:
     with pytest.raises(
-        ValueError, match="unknown quantizer 'greddy': known are alternating, greedy, rtn; did"
+        ValueError, match="unknown quantizer 'greddy': known are alternating, greedy, hessian, rtn; did"
     ):
         get_quantizer("greddy")
 

@@ -7,7 +7,9 @@ from difflib import get_close_matches
 
 from .quantizer import Quantizer
 
-NAMES = ("alternating", "greedy", "rtn")
+NAMES = ("alternating", "greedy", "hessian", "rtn")
+NEED_MOMENTS = ("hessian",)
+"""Names of quantizers that need the second moments of the inputs."""
 
 
 def quantizer_names() -> tuple[str, ...]:
@@ -26,6 +28,10 @@ def get_quantizer(name: str) -> Quantizer:
             from .greedy import Greedy
 
             return Greedy()
+        case "hessian":
+            from .hessian import Hessian
+
+            return Hessian()
         case "rtn":
             from .rtn import RoundToNearest
 

@@ -50,11 +50,12 @@ class Alternating:
         group_size: int | None,
         offset: bool,
         scale_dtype: ScaleDtype,
+        moments: NDArray[np.floating] | None = None,
     ) -> BitPlanes:
         """See ``Quantizer.quantize``."""
 
         def solve(groups: NDArray[np.float32]) -> SolvedGroups:
-            params = _fit(groups, bits, offset, self.trial_rounds, self.rounds)
+            params = fit(groups, bits, offset, trial_rounds=self.trial_rounds, rounds=self.rounds)
             scales = stored(-np.sort(-params[:bits], axis=0), scale_dtype)
             offsets = stored(params[bits], scale_dtype) if offset else None
             return SolvedGroups(codes=_assign(groups, scales, offsets), scales=scales, offsets=offsets)
@@ -70,9 +71,21 @@ class Alternating:
         )
 
 
-def _fit(groups: NDArray[np.float32], bits: int, offset: bool, trial_rounds: int, rounds: int) -> Floats:
-    """Scales and, with an offset, one more row for it: [bits (+1), G]."""
-    ordered = _Sorted.of(groups if offset else np.abs(groups))
+def fit(
+    groups: NDArray[np.float32],
+    bits: int,
+    offset: bool,
+    *,
+    weights: NDArray[np.floating] | None = None,
+    trial_rounds: int = 5,
+    rounds: int = 15,
+) -> Floats:
+    """Scales and, with an offset, one more row for it: [bits (+1), G].
+
+    Minimizes sum_m f_m (w_m - d_m)^2 over the codes too; ``weights`` are f [h, m] for groups 0..h-1, h..2h-1
+    and so on, with a positive sum each; None weighs all columns alike.
+    """
+    ordered = _Sorted.of(groups if offset else np.abs(groups), weights)
     best = np.zeros((bits + offset, len(groups)))
     explained = np.full(len(groups), -np.inf)
     for start in _starts(groups, bits, offset):
@@ -88,24 +101,42 @@ class _Sorted:
     """Groups sorted along their columns, flat, with running totals (m + 1 per group).
 
     Each group's values are padded with infinity to ``stride``, a power of two: the search needs no
-    bounds. ``count`` groups of ``size`` values.
+    bounds. ``count`` groups of ``size`` values. ``masses`` are the running totals of the columns' weights,
+    which sum to ``size``; None where every column weighs 1.
     """
 
     values: NDArray[np.float32]
     totals: Floats
+    masses: Floats | None
     count: int
     size: int
     stride: int
 
     @classmethod
-    def of(cls, values: NDArray[np.float32]) -> _Sorted:
+    def of(cls, values: NDArray[np.float32], weights: NDArray[np.floating] | None = None) -> _Sorted:
         count, size = values.shape
         stride = 1 << (size - 1).bit_length()
         ordered = np.full((count, stride), np.inf, np.float32)
-        ordered[:, :size] = np.sort(values, axis=1)
-        totals = np.zeros((count, size + 1))
-        np.cumsum(ordered[:, :size].astype(np.float64), axis=1, out=totals[:, 1:])
-        return cls(values=ordered.ravel(), totals=totals.ravel(), count=count, size=size, stride=stride)
+        totals, masses = np.zeros((count, size + 1)), None
+        if weights is None:
+            ordered[:, :size] = np.sort(values, axis=1)
+            np.cumsum(ordered[:, :size].astype(np.float64), axis=1, out=totals[:, 1:])
+        else:
+            order = np.argsort(values, axis=1)
+            ordered[:, :size] = np.take_along_axis(values, order, 1)
+            relative = weights / weights.mean(1, dtype=np.float64)[:, None]
+            mass = np.take_along_axis(np.tile(relative, (count // len(weights), 1)), order, 1)
+            masses = np.zeros_like(totals)
+            np.cumsum(mass, axis=1, out=masses[:, 1:])
+            np.cumsum(mass * ordered[:, :size], axis=1, out=totals[:, 1:])
+        return cls(
+            values=ordered.ravel(),
+            totals=totals.ravel(),
+            masses=None if masses is None else masses.ravel(),
+            count=count,
+            size=size,
+            stride=stride,
+        )
 
     def below(self, groups: NDArray[np.intp], bounds: NDArray[np.float32]) -> NDArray[np.intp]:
         """How many values of each of ``groups`` [g] lie below ``bounds`` [t, g], at most stride - 1.
@@ -152,7 +183,7 @@ def _alternate(
         normal = (pairs @ by_code[0]).reshape(unknowns, unknowns, -1)
         normal[np.arange(unknowns), np.arange(unknowns)] += RIDGE * ordered.size
         right = np.einsum("lu,lg->ug", patterns, by_code[1] * signs)
-        now = _solve_small(normal, right)
+        now = solve_small(normal, right)
         gain[active] = np.einsum("ug,ug->g", now, right)
         now[:bits] = np.abs(now[:bits])
         params[:, active] = now
@@ -163,13 +194,20 @@ def _alternate(
 
 def _per_level(
     ordered: _Sorted, groups: NDArray[np.intp], cuts: NDArray[np.intp]
-) -> tuple[NDArray[np.intp], Floats]:
-    """Number and sum of the values between neighbouring cuts: both [levels, g]."""
+) -> tuple[NDArray[np.intp] | Floats, Floats]:
+    """Weight and weighted sum of the values between neighbouring cuts: both [levels, g]."""
     edges = np.zeros((len(cuts) + 2, len(groups)), np.intp)
     edges[1:-1] = cuts
     edges[-1] = ordered.size
-    totals = np.take(ordered.totals, groups * (ordered.size + 1) + edges, mode="clip")
-    return np.diff(edges, axis=0), np.diff(totals, axis=0)
+    places = groups * (ordered.size + 1) + edges
+    masses = edges if ordered.masses is None else np.take(ordered.masses, places, mode="clip")
+    return np.diff(masses, axis=0), np.diff(np.take(ordered.totals, places, mode="clip"), axis=0)
+
+
+def code_patterns(bits: int, offset: bool) -> Floats:
+    """All codes as +-1 [2^bits, bits (+1)], number c by the bits of c, with ones for an offset."""
+    codes, _ = _patterns(bits, True)
+    return codes if offset else codes[:, :bits]
 
 
 @lru_cache(maxsize=32)
@@ -198,7 +236,7 @@ def _levels(patterns: Floats, params: Floats, offset: bool) -> tuple[Floats, NDA
     return np.take_along_axis(values, order, 0), order, signs
 
 
-def _solve_small(matrix: Floats, right: Floats) -> Floats:
+def solve_small(matrix: Floats, right: Floats) -> Floats:
     """Solve G positive definite systems [u, u, G] x = [u, G] by elimination across all groups at once."""
     size = len(right)
     right = right.copy()

@@ -32,6 +32,7 @@ class Greedy:
         group_size: int | None,
         offset: bool,
         scale_dtype: ScaleDtype,
+        moments: NDArray[np.floating] | None = None,
     ) -> BitPlanes:
         """See ``Quantizer.quantize``."""
 

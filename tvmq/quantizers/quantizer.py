@@ -35,11 +35,13 @@ class Quantizer(Protocol):
         group_size: int | None,
         offset: bool,
         scale_dtype: ScaleDtype,
+        moments: NDArray[np.floating] | None = None,
     ) -> BitPlanes:
         """Quantize ``weight`` [n, k] to ``bits`` (1..8) planes.
 
         ``group_size`` columns share their scales (None: the whole row). ``scale_dtype`` is what the
-        scales are stored in; the codes are chosen for the stored, rounded scales.
+        scales are stored in; the codes are chosen for the stored, rounded scales. ``moments`` [k, k] are
+        E[x x^T] of the inputs, from ``tvmq.calibration``; quantizers that go by the weight alone ignore them.
 
         Raises:
             ValueError: empty, non-2-D or non-finite weight, impossible bits or group size, or scales
@@ -78,7 +80,7 @@ def quantize_rows(
     threads: int | None,
 ) -> BitPlanes:
     """Run ``solver`` over all groups of ``weight`` [n, k]; see ``Quantizer.quantize``."""
-    n, k, group = _check(weight, bits, group_size)
+    n, k, group = check_weight(weight, bits, group_size)
     planes = np.empty((bits, n, (k + 7) // 8), np.uint8)
     scales = np.empty((bits, n, k // group), scale_dtype)
     offsets = np.empty((n, k // group), scale_dtype) if offset else None
@@ -86,10 +88,7 @@ def quantize_rows(
 
     def work(first: int) -> None:
         rows = slice(first, min(first + step, n))
-        chunk = np.ascontiguousarray(weight[rows], np.float32)
-        if not np.isfinite(chunk).all():
-            raise ValueError("the weight holds NaN or infinite values (quantizing needs finite numbers)")
-        solved = solver(chunk.reshape(-1, group))
+        solved = solver(finite_rows(weight[rows]).reshape(-1, group))
         planes[:, rows] = np.packbits(solved.codes.reshape(bits, -1, k), axis=2, bitorder="little")
         scales[:, rows] = solved.scales.reshape(bits, -1, k // group)
         if offsets is not None and solved.offsets is not None:
@@ -120,7 +119,18 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _check(weight: NDArray[np.floating], bits: int, group_size: int | None) -> tuple[int, int, int]:
+def finite_rows(weight: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Rows as float32, contiguous; ValueError where they are not finite."""
+    rows = np.ascontiguousarray(weight, np.float32)
+    if not np.isfinite(rows).all():
+        raise ValueError("the weight holds NaN or infinite values (quantizing needs finite numbers)")
+    return rows
+
+
+def check_weight(
+    weight: NDArray[np.floating], bits: int, group_size: int | None
+) -> tuple[int, int, int]:
+    """Rows, columns and group size; ValueError, see ``Quantizer.quantize``."""
     if weight.ndim != 2 or 0 in weight.shape:
         raise ValueError(f"the weight has shape {weight.shape}; expected a matrix [rows, columns], not empty")
     if not np.issubdtype(weight.dtype, np.floating):

@@ -33,6 +33,7 @@ class RoundToNearest:
         group_size: int | None,
         offset: bool,
         scale_dtype: ScaleDtype,
+        moments: NDArray[np.floating] | None = None,
     ) -> BitPlanes:
         """See ``Quantizer.quantize``."""
 

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Binary codes that minimize the error of the outputs: tr(E H E^T) with E = W - Q and H = E[x x^T].
+
+A first sweep goes through the columns by falling H_jj and takes for each the level nearest to what is left
+after all columns before it. With H = V V^T, V upper triangular in that order,
+
+    tr(E H E^T) = sum_j V_jj^2 |E_j + sum_{i<j} E_i V_ij / V_jj|^2,
+
+so it chooses level(W_j + sum_{i<j} E_i V_ij / V_jj): GPTQ (Frantar et al. 2023) in the form of LDLQ (Chee et
+al. 2023). Then scales and codes take turns: scales by least squares under H, group after group, and one sweep
+of coordinate descent over the codes, level(Q_j + (E H)_j / H_jj). Neither can raise the error but for the
+rounding of the scales; the best state of each row is kept.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relay_passes.bit_plan import ScaleDtype
+from schedules.packing import BitPlanes
+
+from .alternating import RIDGE, Floats, code_patterns, fit, solve_small
+from .quantizer import check_weight, finite_rows, stored, usable_cores
+
+Array = NDArray[np.float32]
+
+BLOCK = 64
+"""Columns whose errors are carried on one by one; the blocks before them act by one matrix product."""
+CHUNK_ROWS = 1024
+"""Rows that are solved together: a block of their errors stays in the second-level cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hessian:
+    """Codes compensated by the second moments of the inputs. ``threads`` None uses every core.
+
+    Attributes:
+        damping: added to the diagonal of H, relative to its mean.
+        rounds: how often scales and codes take turns after the first sweep.
+    """
+
+    threads: int | None = None
+    damping: float = 0.01
+    rounds: int = 3
+
+    def quantize(
+        self,
+        weight: NDArray[np.floating],
+        *,
+        bits: int,
+        group_size: int | None,
+        offset: bool,
+        scale_dtype: ScaleDtype,
+        moments: NDArray[np.floating] | None = None,
+    ) -> BitPlanes:
+        """See ``Quantizer.quantize``; ValueError without ``moments``."""
+        n, k, group = check_weight(weight, bits, group_size)
+        if moments is None:
+            raise ValueError("hessian codes need calibration data, and there are none")
+        metric = _Metric.of(moments, k, self.damping)
+        planes = np.empty((bits, n, (k + 7) // 8), np.uint8)
+        scales = np.empty((bits, n, k // group), scale_dtype)
+        offsets = np.empty((n, k // group), scale_dtype) if offset else None
+
+        def work(first: int) -> None:
+            rows = slice(first, min(first + CHUNK_ROWS, n))
+            state = _Rows(finite_rows(weight[rows]), metric, bits, group, offset, scale_dtype)
+            state.solve(self.rounds)
+            planes[:, rows], scales[:, rows], found = state.result()
+            if offsets is not None:
+                offsets[rows] = found
+
+        with ThreadPoolExecutor(self.threads or usable_cores()) as pool:
+            for _ in pool.map(work, range(0, n, CHUNK_ROWS)):
+                pass
+        return BitPlanes(planes=planes, scales=scales, offsets=offsets, shape=(n, k), group_size=group)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Metric:
+    """H of one matrix in the order in which its columns are visited.
+
+    Attributes:
+        order: intp[k], columns by falling H_jj.
+        damped: float32[k, k], H + damping mean(diag H) I in that order.
+        first: float32[k, k], row j holds V_ij / V_jj for i < j.
+        again: float32[k, k], row j holds H_ij / H_jj.
+        weights: float64[k], V_jj^2 by column of the matrix.
+    """
+
+    order: NDArray[np.intp]
+    damped: Array
+    first: Array
+    again: Array
+    weights: Floats
+
+    @classmethod
+    def of(cls, moments: NDArray[np.floating], k: int, damping: float) -> _Metric:
+        if moments.shape != (k, k):
+            raise ValueError(f"the moments are {moments.shape}; {k} columns need {(k, k)}")
+        diagonal = np.diag(moments).astype(np.float64)
+        order = np.argsort(-diagonal, kind="stable")
+        damped = moments[np.ix_(order, order)].astype(np.float64)
+        damped[np.arange(k), np.arange(k)] += damping * diagonal.mean() or 1.0
+        try:
+            factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+        except np.linalg.LinAlgError:
+            raise ValueError("the moments are not positive definite (calibrate again)") from None
+        diagonal = np.diag(factor)
+        weights = np.empty(k)
+        weights[order] = diagonal**2
+        again = damped / np.diag(damped)[:, None]
+        return cls(
+            order=order,
+            damped=damped.astype(np.float32),
+            first=np.ascontiguousarray((factor / diagonal).T, np.float32),
+            again=again.astype(np.float32),
+            weights=weights,
+        )
+
+
+class _Rows:
+    """Some rows of a matrix while they are solved, transposed: column j is row j of every array here."""
+
+    def __init__(
+        self, weight: Array, metric: _Metric, bits: int, group: int, offset: bool, scale_dtype: ScaleDtype
+    ) -> None:
+        rows, k = weight.shape
+        self.metric, self.bits, self.offset = metric, bits, offset
+        self.dtype: ScaleDtype = scale_dtype
+        self.patterns = code_patterns(bits, offset)
+        self.weight: Array = np.ascontiguousarray(weight.T[metric.order])
+        self.group_of = metric.order // group
+        self.columns = [np.flatnonzero(self.group_of == g) for g in range(k // group)]
+        # [groups, bits (+1), rows], already rounded
+        params = fit(weight.reshape(-1, group), bits, offset, weights=metric.weights.reshape(-1, group))
+        self.params = self._stored(params.reshape(len(params), rows, -1).transpose(2, 0, 1))
+        self.codes = np.empty((k, rows), np.uint8)
+        self.coded = np.empty((k, rows), np.float32)
+        self.best_codes, self.best_params = self.codes.copy(), self.params.copy()
+        self.best = np.full(rows, np.inf)
+
+    def solve(self, rounds: int) -> None:
+        """First sweep, then ``rounds`` times scales and codes."""
+        metric = self.metric
+        self._sweep(self.weight.copy(), self.weight, metric.first)
+        residual: Array = np.matmul(metric.damped, self.weight - self.coded, dtype=np.float32)
+        self._keep(residual)
+        scale = np.diag(metric.damped)[:, None]
+        for _ in range(rounds):
+            self._solve_scales(residual)
+            self._keep(residual)
+            before = self.coded.copy()
+            self._sweep(np.divide(residual, scale, dtype=np.float32) + before, before, metric.again)
+            residual -= metric.damped @ (self.coded - before)
+            self._keep(residual)
+
+    def _sweep(self, base: Array, reference: Array, feedback: Array) -> None:
+        """Code the columns in order: level(base_j - sum_{i<j} (Q_i - reference_i) feedback_ji).
+
+        ``base`` is used up.
+        """
+        k = len(base)
+        tables = [_Levels.of(self.patterns, params) for params in self.params]
+        passed = np.empty_like(base)
+        for start in range(0, k, BLOCK):
+            end = min(start + BLOCK, k)
+            if start:
+                base[start:end] -= feedback[start:end, :start] @ passed[:start]
+            for j in range(start, end):
+                target = base[j]
+                if j > start:
+                    target -= feedback[j, start:j] @ passed[start:j]
+                tables[self.group_of[j]].nearest(target, self.codes[j], self.coded[j])
+                np.subtract(self.coded[j], reference[j], out=passed[j])
+
+    def _solve_scales(self, residual: Array) -> None:
+        """Scales by least squares under H with the codes as they are, one group after the other.
+
+        For group g with codes B: (B^T H_gg B) d = B^T (E H)_g, alpha += d. ``residual`` is (E H)^T, kept up.
+        """
+        damped = self.metric.damped
+        for g, columns in enumerate(self.columns):
+            signs = self._signs(self.codes[columns])
+            block = damped[np.ix_(columns, columns)]
+            weighted = np.stack([block @ sign for sign in signs])
+            normal = np.einsum("ukr,vkr->uvr", signs, weighted, dtype=np.float64)
+            count = len(signs)
+            normal[np.arange(count), np.arange(count)] += RIDGE * np.trace(block)
+            step = solve_small(normal, np.einsum("ukr,kr->ur", signs, residual[columns], dtype=np.float64))
+            self.params[g] = self._stored(self.params[g] + step)
+            table = (self.patterns @ self.params[g]).astype(np.float32)
+            coded = np.take_along_axis(table, self.codes[columns].astype(np.intp), 0)
+            residual -= damped[:, columns] @ (coded - self.coded[columns])
+            self.coded[columns] = coded
+
+    def _signs(self, codes: NDArray[np.uint8]) -> Array:
+        """float32[bits (+1), columns, rows] of -1 and +1 of pattern numbers, ones for the offset."""
+        signs = np.ones((self.bits + self.offset, *codes.shape), np.float32)
+        for plane in range(self.bits):
+            np.subtract(((codes >> (self.bits - 1 - plane)) & 1) * np.float32(2), 1, out=signs[plane])
+        return signs
+
+    def _stored(self, params: Floats) -> Floats:
+        return stored(params, self.dtype).astype(np.float64)
+
+    def _keep(self, residual: Array) -> None:
+        """Remember the rows whose (E H E^T)_rr is lower now; ``residual`` is (E H)^T."""
+        error = np.einsum("kr,kr->r", self.weight - self.coded, residual, dtype=np.float64)
+        better = error < self.best
+        self.best[better] = error[better]
+        self.best_codes[:, better] = self.codes[:, better]
+        self.best_params[:, :, better] = self.params[:, :, better]
+
+    def result(self) -> tuple[NDArray[np.uint8], NDArray[np.floating], NDArray[np.floating] | None]:
+        """Packed planes [bits, rows, bytes], scales [bits, rows, groups] and offsets [rows, groups]."""
+        k, rows = self.best_codes.shape
+        codes = np.empty((rows, k), np.uint8)
+        codes[:, self.metric.order] = self.best_codes.T
+        scales = self.best_params[:, : self.bits].transpose(1, 2, 0)  # [bits, rows, groups]
+        places = np.arange(self.bits, dtype=np.uint8)[::-1, None, None]
+        planes = ((codes >> places) & 1).astype(np.bool_)
+        grouped = planes.reshape(self.bits, rows, len(self.columns), -1)
+        grouped ^= (scales < 0)[..., None]
+        scales = np.abs(scales)
+        order = np.argsort(-scales, axis=0, kind="stable")
+        grouped = np.take_along_axis(grouped, order[..., None], 0)
+        offsets = self.best_params[:, self.bits].T.astype(self.dtype) if self.offset else None
+        return (
+            np.packbits(grouped.reshape(planes.shape), axis=2, bitorder="little"),
+            np.take_along_axis(scales, order, 0).astype(self.dtype),
+            offsets,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Levels:
+    """Levels of one group of columns, per row, ascending: flat [levels * rows]."""
+
+    values: Array
+    numbers: NDArray[np.uint8]
+    middles: Array
+    rows: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, patterns: Floats, params: Floats) -> _Levels:
+        values = patterns @ params
+        order = np.argsort(values, axis=0, kind="stable")
+        values = np.take_along_axis(values, order, 0)
+        return cls(
+            values=values.astype(np.float32).ravel(),
+            numbers=order.astype(np.uint8).ravel(),
+            middles=((values[1:] + values[:-1]) / 2).astype(np.float32),
+            rows=np.arange(values.shape[1]),
+        )
+
+    def nearest(self, target: Array, numbers: NDArray[np.uint8], values: Array) -> None:
+        """Pattern ``numbers`` and ``values`` of the levels nearest to ``target`` [rows], in place."""
+        rank = np.add.reduce((target > self.middles).view(np.uint8), axis=0, dtype=np.uint8)
+        place = rank.astype(np.intp) * len(self.rows) + self.rows
+        np.take(self.values, place, out=values, mode="clip")
+        np.take(self.numbers, place, out=numbers, mode="clip")
