@@ -86,7 +86,13 @@ def test_v3_has_no_avx512() -> None:
     assert not [line for line in lines if re.search(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])\b|%k[0-7]|\{1to", line)]
     assert "vpshufb" in mnemonics(assembly("x86_64_v3")["int8"])
     assert mnemonics(assembly("x86_64_v3")["exact"]) & {"vpermps", "vpermd"}
-    assert any(m.startswith("vfmadd") for m in mnemonics(lines))
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_no_level_fuses_products_and_sums(name: str) -> None:
+    """Fused, a sum rounds once instead of twice, and levels would give different numbers."""
+    assert not [line for line in everything(name) if re.match(r"v?fn?m(?:add|sub)", line)]
+    assert mnemonics(everything(name)) & {"mulps", "vmulps"}
 
 
 def test_v4_looks_up_and_adds_in_two_instructions() -> None:

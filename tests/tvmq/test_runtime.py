@@ -64,13 +64,14 @@ def test_threads_do_not_matter(artifact: Path, sources: list[list[int]], beams: 
         assert answers(two, sources, beams=beams) == expected
 
 
-def test_every_isa_level_gives_the_same_words(artifact: Path, sources: list[list[int]]) -> None:
+def test_every_isa_level_gives_the_same_words_and_scores(artifact: Path, sources: list[list[int]]) -> None:
     levels = tvmq.inspect(artifact)["isa_levels"]
     outputs = []
     for level in set(levels) & set(detect_host()):
         with closing(tvmq.load(artifact, isa=level)) as opened:
             assert opened.isa == level
-            outputs.append([best[0][0] for best in answers(opened, sources, beams=4)])
+            outputs.append(answers(opened, sources, beams=4, n_best=4))
+    assert len(outputs) > 1
     assert all(found == outputs[0] for found in outputs)
 
 

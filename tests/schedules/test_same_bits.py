@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel gives the same bits on every ISA level: the same order of sums, nothing fused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import DTypeLike, NDArray
+
+from schedules.attention import AttentionSpec, attention
+from schedules.embedding import GatherSpec, gather
+from schedules.float_gemm import FloatSpec, float_gemm, pack
+from schedules.lut_gemm import LutSpec, Segment, lut_gemm
+from schedules.lut_table import Tables, lut_table
+from schedules.lut_table import reference as table_reference
+from schedules.math import vector_exp, vector_log
+from schedules.norm import NormSpec, norm
+from schedules.packing import BitPlanes, ColumnLayout
+from schedules.search_step import SearchSpec, argmax, topk
+from schedules.table_output import table_shapes
+from schedules.tir import LANES, KernelBuilder, T, body, load, store
+
+Output = tuple[tuple[int, ...], DTypeLike]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A kernel (given a kernel ISA), its inputs, and shapes and dtypes of its outputs."""
+
+    kernel: Callable[[str], Any]
+    inputs: list[NDArray[Any]]
+    outputs: list[Output]
+
+
+def normal(*shape: int) -> NDArray[np.float32]:
+    """Values of many magnitudes, so that sums in another order round otherwise."""
+    rng = np.random.default_rng(list(shape))
+    return (rng.standard_normal(shape) * np.exp2(rng.uniform(-8, 8, shape))).astype(np.float32)
+
+
+def tables_of(layout: ColumnLayout, rows: int, tables: Tables = "int8") -> list[Output]:
+    return [((rows, *shape), dtype) for _, shape, dtype in table_shapes(layout, tables)]
+
+
+def table_call(tables: Tables) -> Call:
+    layout = ColumnLayout(k=120, group_size=40)
+    return Call(
+        kernel=lambda _: lut_table(layout, tables),
+        inputs=[normal(7, 120)],
+        outputs=tables_of(layout, 7, tables),
+    )
+
+
+def product_call(tables: Tables, group: int, planes: Callable[..., BitPlanes], arguments: Any) -> Call:
+    rows, k, tokens = 81, 240, 5
+    segment = Segment(
+        rows=rows, bits=3, group_size=group, offset=True, scale_dtype="float16", output=0, start=0
+    )
+    spec = LutSpec(k=k, outputs=(rows,), segments=(segment,), bias=(True,), activation=("",), tables=tables)
+    table, scale, sums = table_reference(normal(tokens, k), spec.table_layout, tables)
+    weight = arguments(planes(rows, k, 3, group, offset=True))
+    return Call(
+        kernel=lambda isa: lut_gemm(spec, isa),
+        inputs=[table, scale, sums, *weight, normal(rows)],
+        outputs=[((tokens, rows), "float32")],
+    )
+
+
+def gather_call(planes: Callable[..., BitPlanes], arguments: Any) -> Call:
+    segment = Segment(
+        rows=81, bits=3, group_size=48, offset=True, scale_dtype="float16", output=0, start=0
+    )
+    spec = GatherSpec(words=81, width=96, segments=(segment,), factor=22.6)
+    weight = arguments(planes(81, 96, 3, 48, offset=True))
+    ids = np.arange(81, dtype=np.int32)
+    return Call(kernel=lambda _: gather(spec), inputs=[ids, *weight], outputs=[((81, 96), "float32")])
+
+
+def norm_call(width: int) -> Call:
+    layout = ColumnLayout(k=width, group_size=width)
+    spec = NormSpec(width=width, epsilon=1e-5, residual=True, table=layout)
+    return Call(
+        kernel=lambda _: norm(spec),
+        inputs=[normal(9, width), normal(9, width) + 1, normal(width), normal(width)],
+        outputs=[((9, width), "float32"), *tables_of(layout, 9)],
+    )
+
+
+def attention_call(kind: Any) -> Call:
+    width, rows, slots = 60, 23, 4
+    layout = ColumnLayout(k=width, group_size=width)
+    spec = AttentionSpec(kind=kind, heads=2, width=width, table=layout)
+    # Weights of many keys matter only if the scores are close.
+    q, k, v = 0.2 * normal(rows, width), 0.2 * normal(width, rows).T, normal(rows, width)
+    offsets = np.array([0, 3, rows], np.int32)
+    match kind:
+        case "ragged":
+            m, inputs = rows, [q, k, v, offsets]
+        case "cross":
+            m, inputs = 3, [q[:3], k, v, offsets, np.array([1, 0, 1], np.int32)]
+        case _:
+            caches = [0.2 * normal(slots, 40, width), normal(slots, 40, width)]
+            position, ancestry = np.full(slots, 37, np.int32), np.zeros((slots, 40), np.int32)
+            m, inputs = slots, [q[:slots], k[:slots], v[:slots], *caches, position, ancestry]
+    return Call(
+        kernel=lambda _: attention(spec),
+        inputs=[np.ascontiguousarray(a) for a in inputs],
+        outputs=[((m, width), "float32"), *tables_of(layout, m)],
+    )
+
+
+def float_call() -> Call:
+    spec = FloatSpec(n=81, k=120, bias=True, activation="")
+    return Call(
+        kernel=lambda _: float_gemm(spec),
+        inputs=[normal(6, 120), pack(normal(81, 120)), normal(81)],
+        outputs=[((6, 81), "float32")],
+    )
+
+
+def search_call(kernel: Any) -> Call:
+    spec = SearchSpec(vocabulary=777, banned=1)
+    found: list[Output] = [((5, 4), "float32"), ((5, 4), "int32")] if kernel is topk else [((5,), "int32")]
+    return Call(
+        kernel=lambda _: kernel(spec),
+        inputs=[0.05 * normal(5, 777), np.array([3], np.int32)],
+        outputs=found,
+    )
+
+
+def elementwise(function: Any) -> Any:
+    """``function`` over float32[n] in vectors."""
+    kernel = KernelBuilder("elementwise")
+    with kernel.define():
+        n = T.int64()
+        x, y = kernel.param("x", (n,)), kernel.param("y", (n,))
+        with body([y], [x]), T.serial(0, T.floordiv(n, LANES)) as i:
+            store(y, (i * LANES,), function(load(x, (i * LANES,), LANES)), LANES)
+    return kernel.result
+
+
+def math_call(function: Any, values: NDArray[np.float32]) -> Call:
+    return Call(
+        kernel=lambda _: elementwise(function), inputs=[values], outputs=[(values.shape, "float32")]
+    )
+
+
+EXPONENTS = np.linspace(-100, 0, 1 << 16, dtype=np.float32)
+POSITIVES = np.exp2(np.linspace(-120, 120, 1 << 16)).astype(np.float32)
+
+
+@pytest.fixture
+def call(request: pytest.FixtureRequest, weights: Any) -> Call:
+    """One call of the family that the test is parametrized with."""
+    made = (weights.planes, weights.arguments)
+    match request.param.split():
+        case ["table", tables]:
+            return table_call(tables)
+        case ["product", tables, group]:
+            return product_call(tables, int(group), *made)
+        case ["gather"]:
+            return gather_call(*made)
+        case ["norm", width]:
+            return norm_call(int(width))
+        case ["attention", kind]:
+            return attention_call(kind)
+        case ["float"]:
+            return float_call()
+        case ["exp"]:
+            return math_call(vector_exp, EXPONENTS)
+        case ["log"]:
+            return math_call(vector_log, POSITIVES)
+        case _:
+            return search_call({"argmax": argmax, "topk": topk}[request.param])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "table int8", "table exact", "product int8 240", "product int8 40", "product exact 240",
+        "product exact 40", "gather", "norm 128", "norm 39", "attention ragged", "attention cached",
+        "attention cross", "float", "argmax", "topk", "exp", "log",
+    ],
+    indirect=True,
+)  # fmt: skip
+def test_every_level(build: Any, host_levels: Any, call: Call) -> None:
+    found = [
+        build(call.kernel(level.kernel_isa), level)(call.inputs, *call.outputs)[: len(call.outputs)]
+        for level in host_levels
+    ]
+    assert len(found) > 1
+    assert all(np.isfinite(a).all() for a in found[0])
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("function", "exact", "values"),
+    [(vector_exp, np.exp, EXPONENTS[EXPONENTS > -87]), (vector_log, np.log, POSITIVES)],
+    ids=["exp", "log"],
+)
+def test_within_two_ulp(build: Any, level: Any, function: Any, exact: Any, values: Any) -> None:
+    values = values[: values.size // LANES * LANES]
+    (y, *_) = build(elementwise(function), level)([values], (values.shape, "float32"))
+    expected = exact(values.astype(np.float64))
+    assert (np.abs(y - expected) <= 2 * np.spacing(np.abs(expected).astype(np.float32))).all()
