@@ -77,10 +77,10 @@ def start_from(
     def start(checkpoint: Checkpoint, names: list[str]) -> Start:
         if isinstance(given, Path):
             return Start.from_coded(given, names)
-        plan = plan_model(checkpoint.path, given).plan
-        planes = quantize_model(checkpoint, plan, checkpoint.frequencies())
+        planned = plan_model(checkpoint.path, given)
+        planes = quantize_model(checkpoint, planned.plan, planned.frequencies)
         latents = {name: checkpoint.tensor(name) for name in planes}
-        return Start(plan=plan, planes=planes, latents=latents, floats={})
+        return Start(plan=planned.plan, planes=planes, latents=latents, floats={})
 
     return start
 
