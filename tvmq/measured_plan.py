@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from relay_passes.bit_plan import BitPlan
+
 from .allocated_plan import Allocation, Budget, allocate
 from .calibration import calibrate
 from .checkpoint import Checkpoint, read_frequencies
@@ -123,30 +125,89 @@ def allocate_model(
     checkpoint = Checkpoint.open(model)
     family = get_family(checkpoint.config)
     tensors = family.tensors(family.read_config(checkpoint.config))
-    fixed = overridden_bits(tensors, options.overrides)
-    frequencies = _frequencies(checkpoint, options)
     with tempfile.TemporaryDirectory(prefix="tvmq-plan-") as scratch:
         calibration = _calibration(model, options, Path(scratch), progress)
         if not (_has_budget(options) or options.save_sensitivities):
             return AllocationReport(sensitivities=None, planned=None, allocation=None)
-        found = _sensitivities(model, checkpoint, options, calibration, frequencies, progress)
-    found.check(tensors, checkpoint.sha256)
-    if not _has_budget(options):
-        return AllocationReport(sensitivities=found, planned=None, allocation=None)
-    timing = _timing(options, tensors, found)
-    other = vector_params(checkpoint, tensors) * FLOAT_BYTES
-    allocation = allocate(
-        tensors,
-        found,
-        _budget(options, tensors, other),
-        source=_source(options, found),
-        frequencies=frequencies,
-        fixed=fixed,
-        words=options.words,
-        timing=timing,
-    )
-    planned = report_plan(checkpoint, tensors, allocation.plan, frequencies)
-    return AllocationReport(sensitivities=found, planned=planned, allocation=allocation)
+        run = _Run(
+            model=model,
+            checkpoint=checkpoint,
+            tensors=tensors,
+            options=options,
+            fixed=overridden_bits(tensors, options.overrides),
+            frequencies=_frequencies(checkpoint, options),
+            calibration=calibration,
+            progress=progress,
+        )
+        return run.rounds()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """Everything that stays the same from one round to the next."""
+
+    model: Path
+    checkpoint: Checkpoint
+    tensors: list[TensorInfo]
+    options: AllocationOptions
+    fixed: Mapping[str, int]
+    frequencies: NDArray[np.int64] | None
+    calibration: Path | None
+    progress: Progress
+
+    def rounds(self) -> AllocationReport:
+        """Measure and solve; every further round measures around the plan of the one before."""
+        options = self.options
+        found = Sensitivities.read(options.sensitivities) if options.sensitivities else self._measure(None, 1)
+        found.check(self.tensors, self.checkpoint.sha256)
+        if not _has_budget(options):
+            return AllocationReport(sensitivities=found, planned=None, allocation=None)
+        allocation = self._solve(found)
+        for number in range(2, options.rounds + 1):
+            found = self._measure(allocation.plan, number, found.coding)
+            allocation = self._solve(found)
+        planned = report_plan(self.checkpoint, self.tensors, allocation.plan, self.frequencies)
+        return AllocationReport(sensitivities=found, planned=planned, allocation=allocation)
+
+    def _measure(self, around: BitPlan | None, number: int, coding: Coding | None = None) -> Sensitivities:
+        options = self.options
+        coding = coding or Coding(
+            quantizer=options.quantizer or ("alternating" if self.calibration is None else "hessian"),
+            group_size=options.group_size or None,
+            offset=options.offset,
+            scale_dtype=options.scale_dtype,
+        )
+
+        def progress(phase: str, done: int, total: int) -> None:
+            self.progress(f"{phase}, round {number} of {options.rounds}", done, total)
+
+        found = measure_sensitivities(
+            self.model,
+            _samples(self.model, options),
+            coding=coding,
+            calibration=self.calibration,
+            widths=options.widths,
+            frequencies=self.frequencies,
+            around=around,
+            jobs=options.jobs or usable_cores(),
+            progress=progress,
+        )
+        if options.save_sensitivities:
+            found.write(options.save_sensitivities)
+        return found
+
+    def _solve(self, found: Sensitivities) -> Allocation:
+        options = self.options
+        return allocate(
+            self.tensors,
+            found,
+            _budget(options, self.tensors, vector_params(self.checkpoint, self.tensors) * FLOAT_BYTES),
+            source=_source(options, found),
+            frequencies=self.frequencies,
+            fixed=self.fixed,
+            words=options.words,
+            timing=_timing(options, self.tensors, found),
+        )
 
 
 def _has_budget(options: AllocationOptions) -> bool:
@@ -165,10 +226,14 @@ def _check(options: AllocationOptions) -> None:
             "how large may the plan be? give --bits, --size-mb or --ms (or only measure, with "
             "--save-sensitivities FILE or --save-calibration FILE)"
         )
-    if options.sensitivities and (options.text or options.save_sensitivities or options.quantizer):
+    if options.rounds > 1 and not _has_budget(options):
+        raise UsageError("a second round measures around a plan; give --bits, --size-mb or --ms for it")
+    if options.sensitivities and options.quantizer:
+        raise UsageError("--sensitivities says which quantizer was measured; leave out --quantizer")
+    if options.sensitivities and options.rounds == 1 and (options.text or options.save_sensitivities):
         raise UsageError(
-            "--sensitivities is used as it is, so --text, --save-sensitivities and --quantizer do not go "
-            "with it"
+            "--sensitivities is used instead of measuring: leave out --text and --save-sensitivities, "
+            "or measure again with --rounds 2"
         )
     if options.save_calibration and (
         options.calibration is None or options.calibration.suffix == CALIBRATION_SUFFIX
@@ -187,43 +252,12 @@ def _calibration(model: Path, options: AllocationOptions, scratch: Path, progres
     given = options.calibration
     if given is None or given.suffix == CALIBRATION_SUFFIX:
         return given
-    if options.sensitivities and not options.save_calibration:
+    if options.sensitivities and options.rounds == 1 and not options.save_calibration:
         return None
     samples = read_samples(model, given, limit=CALIBRATION_SENTENCES)
     path = options.save_calibration or scratch / "calibration.safetensors"
     calibrate(model, samples, jobs=options.jobs or usable_cores(), progress=progress).write(path)
     return path
-
-
-def _sensitivities(
-    model: Path,
-    checkpoint: Checkpoint,
-    options: AllocationOptions,
-    calibration: Path | None,
-    frequencies: NDArray[np.int64] | None,
-    progress: Progress,
-) -> Sensitivities:
-    if options.sensitivities:
-        return Sensitivities.read(options.sensitivities)
-    coding = Coding(
-        quantizer=options.quantizer or ("alternating" if calibration is None else "hessian"),
-        group_size=options.group_size or None,
-        offset=options.offset,
-        scale_dtype=options.scale_dtype,
-    )
-    found = measure_sensitivities(
-        model,
-        _samples(model, options),
-        coding=coding,
-        calibration=calibration,
-        widths=options.widths,
-        frequencies=frequencies,
-        jobs=options.jobs or usable_cores(),
-        progress=progress,
-    )
-    if options.save_sensitivities:
-        found.write(options.save_sensitivities)
-    return found
 
 
 def _samples(model: Path, options: AllocationOptions) -> Samples:
@@ -262,7 +296,8 @@ def _source(options: AllocationOptions, found: Sensitivities) -> str:
     within = " and ".join(f"{value:g} {unit}" for unit, value in limits.items() if value is not None)
     parts = [
         f"allocated within {within}",
-        f"{found.coding.quantizer} sensitivities on {found.sentences} sentences",
+        f"{found.coding.quantizer} sensitivities {'around a plan ' if found.around else ''}"
+        f"on {found.sentences} sentences",
         f"words by {options.words}",
         *(f"{pattern}={width}" for pattern, width in options.overrides),
     ]

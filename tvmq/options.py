@@ -95,6 +95,8 @@ class AllocationOptions:
         times: measured times by block and width; None goes by memory bandwidth.
         text: sentence pairs to measure on.
         sentences: how many of them.
+        rounds: measurements; every further one starts from the plan of the one before instead of FP32, as
+            errors add up to more than their sum.
         calibration: text to calibrate on, or the calibration.safetensors of an earlier run.
         sensitivities: a file of an earlier run instead of a measurement.
         save_calibration: where to keep the calibration.
@@ -116,6 +118,7 @@ class AllocationOptions:
     times: Path | None = None
     text: Path | None = None
     sentences: int = 100
+    rounds: int = 1
     calibration: Path | None = None
     sensitivities: Path | None = None
     save_calibration: Path | None = None

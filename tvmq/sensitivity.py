@@ -19,7 +19,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from relay_passes.bit_plan import MAX_JSON_BYTES, BlockBits, ScaleDtype
+from relay_passes.bit_plan import (
+    FLOAT_BITS,
+    MAX_JSON_BYTES,
+    BitPlan,
+    BlockBits,
+    ScaleDtype,
+    WordBits,
+    plan_hash,
+)
 
 from .calibration import Calibration
 from .checkpoint import Checkpoint
@@ -130,6 +138,7 @@ class Sensitivities:
         samples_sha256: the sample sentences as token ids.
         sentences: how many sample sentences were read.
         tokens: target tokens that the means run over.
+        around: where the other matrices stood meanwhile: ``plan_hash`` of a plan, or "" for FP32.
         coding: how the tensors were quantized.
         units: matrices in the order of the model, words by frequency rank.
     """
@@ -139,6 +148,7 @@ class Sensitivities:
     samples_sha256: str
     sentences: int
     tokens: int
+    around: str
     coding: Coding
     units: tuple[UnitSensitivity, ...]
 
@@ -208,6 +218,7 @@ def decode_sensitivities(data: bytes) -> Sensitivities:
         samples_sha256=raw.samples_sha256,
         sentences=raw.sentences,
         tokens=raw.tokens,
+        around=raw.around,
         coding=Coding(**msgspec.structs.asdict(raw.coding)),
         units=tuple(UnitSensitivity(**msgspec.structs.asdict(unit)) for unit in raw.units),
     )
@@ -260,7 +271,7 @@ def measure_sensitivities(
     calibration: Path | None = None,
     widths: Sequence[int] = WIDTHS,
     frequencies: NDArray[np.integer] | None = None,
-    around: Mapping[str, NDArray[np.float32]] | None = None,
+    around: BitPlan | None = None,
     jobs: int = 1,
     progress: Progress = no_progress,
 ) -> Sensitivities:
@@ -273,7 +284,8 @@ def measure_sensitivities(
         calibration: a file of ``Calibration.write``, for quantizers that go by the inputs' second moments.
         widths: bits to measure.
         frequencies: counts per word, for clusters of an embedding; None measures it as one unit.
-        around: matrices as a plan would leave them: what a unit adds to the damage of all the others.
+        around: leave all other matrices as this plan stores them, instead of FP32, and measure what a unit
+            adds to their damage. Errors add up to more than their sum, and this sees it.
         jobs: processes, each on one thread; a backend set by ``joblib.parallel_config`` is used instead of
             joblib's own processes.
         progress: called with units done of all.
@@ -309,7 +321,7 @@ def measure_sensitivities(
         coding=coding,
         calibration=calibration,
         widths=tuple(sorted(set(widths))),
-        around=around or {},
+        around={} if around is None else plan_weights(checkpoint, around, order, calibration),
     )
     calls = (
         delayed(_measure)(sweep, unit, infos[unit.tensor], _rows(unit, infos[unit.tensor], order))
@@ -326,6 +338,7 @@ def measure_sensitivities(
         samples_sha256=digest,
         sentences=len(samples),
         tokens=sum(len(sample.target) for sample in samples),
+        around="" if around is None else plan_hash(around),
         coding=coding,
         units=tuple(found),
     )
@@ -377,6 +390,55 @@ def _measure(sweep: Sweep, unit: Unit, info: TensorInfo, rows: NDArray[np.int32]
         kl=tuple(kl),
         error=tuple(error),
         bytes=tuple(sizes),
+    )
+
+
+def plan_weights(
+    checkpoint: Checkpoint, plan: BitPlan, order: NDArray[np.int32] | None, calibration: Path | None
+) -> dict[str, NDArray[np.float32]]:
+    """Every matrix of ``plan`` as it would be stored, by name.
+
+    Args:
+        checkpoint: the float model.
+        plan: bits.
+        order: word ids by falling frequency, for plans with bits by word.
+        calibration: file, for quantizers that go by the inputs' second moments.
+    """
+    plan.validate({entry.tensor: _matrix(checkpoint, entry.tensor) for entry in plan.entries()})
+    held = None if calibration is None else Calibration.read(calibration)
+    found = {}
+    for entry in plan.entries():
+        weight = checkpoint.tensor(entry.tensor)
+        moments = None if held is None else held.moments(entry.tensor)
+        if isinstance(entry, BlockBits):
+            found[entry.tensor] = weight if entry.bits == FLOAT_BITS else _coded(weight, entry, moments)
+            continue
+        if order is None:
+            raise InputError("the plan gives words bits by frequency, but there are no token frequencies")
+        first = 0
+        for rows, bits in entry.clusters:
+            words = order[first : first + rows]
+            weight[words] = _coded(weight[words], _cluster(entry, bits), moments)
+            first += rows
+        found[entry.tensor] = weight
+    return found
+
+
+def _matrix(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
+    rows, columns = checkpoint.shape(name)
+    return rows, columns
+
+
+def _cluster(words: WordBits, bits: int) -> BlockBits:
+    """One cluster of an embedding as a matrix of its own."""
+    return BlockBits(
+        tensor=words.tensor,
+        block=words.block,
+        bits=bits,
+        group_size=words.group_size,
+        quantizer=words.quantizer,
+        offset=words.offset,
+        scale_dtype=words.scale_dtype,
     )
 
 

@@ -30,6 +30,9 @@ PairText = Annotated[
     Path | None, typer.Option("--text", help="source TAB target lines to measure on [default: --calibration]")
 ]
 Sentences = Annotated[int, typer.Option("--sentences", min=1, help="Lines of the text to measure on.")]
+Rounds = Annotated[
+    int, typer.Option("--rounds", min=1, help="Measure again, around the plan found, so many times in all.")
+]
 SensitivityFile = Annotated[
     Path | None, typer.Option("--sensitivities", help="Measurement of an earlier run, instead of measuring.")
 ]
@@ -60,6 +63,7 @@ def plan(
     times: Times = None,
     text: PairText = None,
     sentences: Sentences = 100,
+    rounds: Rounds = 1,
     calibration: Calibration = None,
     sensitivities: SensitivityFile = None,
     save_calibration: SaveCalibration = None,
@@ -93,6 +97,7 @@ def plan(
         times=times,
         text=text,
         sentences=sentences,
+        rounds=rounds,
         calibration=calibration,
         sensitivities=sensitivities,
         save_calibration=save_calibration,
