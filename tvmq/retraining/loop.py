@@ -116,10 +116,10 @@ def train(
                 found = trainer.evaluate(run.step, run.seconds, mean)
                 total, count = 0.0, 0
                 run.history.append(asdict(found))
-                on_evaluation(found)
                 if _better(found, run, weights.phase, options):
                     best = _copy(weights)
                 run.next_eval = done + options.eval_every
+                on_evaluation(found)
                 if done >= 1 or run.worse >= options.patience:
                     break
             run.step += 1

@@ -38,7 +38,7 @@ def run(
 ) -> RetrainReport:
     start = PlanOptions(preset=preset)
     return tvmq.retrain(
-        model, output, data=text, dev=text, dev_limit=16, start=start, options=options, **more
+        model, output, data=text, dev=text, dev_limit=3, start=start, options=options, **more
     )  # type: ignore[arg-type]
 
 
@@ -48,13 +48,14 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("method", ["scales", "ste", "pnr"])
-def test_the_loss_falls_and_the_result_compiles(
-    tiny_model: Path, tmp_path: Path, text: Path, method: Method
-) -> None:
+def test_the_loss_falls(tiny_model: Path, tmp_path: Path, text: Path, method: Method) -> None:
     report = run(tiny_model, tmp_path / "out", text, replace(OPTIONS, method=method, period=4))
     assert report.best.objective(0.1) < report.evaluations[0].objective(0.1)
-    trained, plan = Checkpoint.open(tmp_path / "out"), tvmq.plan(tiny_model, PlanOptions(preset=MIX))
-    assert trained.plan == plan
+    assert Checkpoint.open(tmp_path / "out").plan == tvmq.plan(tiny_model, PlanOptions(preset=MIX))
+
+
+def test_the_result_compiles(tiny_model: Path, tmp_path: Path, text: Path) -> None:
+    run(tiny_model, tmp_path / "out", text, replace(OPTIONS, steps=2))
     tvmq.compile(tmp_path / "out", tmp_path / "out.tvmq", CompileOptions(isa_levels=("x86_64_v2",)))
     assert tvmq.verify(tmp_path / "out.tvmq").ok
 
@@ -113,7 +114,7 @@ def test_phases_quantize_one_part_after_the_other(tiny_model: Path, tmp_path: Pa
 def test_training_goes_on_from_a_coded_checkpoint(tiny_model: Path, tmp_path: Path, text: Path) -> None:
     first = run(tiny_model, tmp_path / "one", text, OPTIONS)
     second = tvmq.retrain(
-        tiny_model, tmp_path / "two", data=text, dev=text, dev_limit=16, start=tmp_path / "one", options=OPTIONS
+        tiny_model, tmp_path / "two", data=text, dev=text, dev_limit=3, start=tmp_path / "one", options=OPTIONS
     )
     # scales in float16 and vectors too: the same up to their rounding
     assert second.evaluations[0].divergence == pytest.approx(first.best.divergence, rel=0.02)
