@@ -196,8 +196,9 @@ class _Trainer:
         """Scores of the weights as they would ship."""
         if self._options.method == "pnr":
             self._weights.project()
-        with torch.no_grad():
-            self._student.load_state_dict(self._weights(self._dtype), strict=False, assign=True)
+        with torch.no_grad():  # detached: assigning would switch off the gradients of shared parameters
+            now = {name: weight.detach() for name, weight in self._weights(self._dtype).items()}
+        self._student.load_state_dict(now, strict=False, assign=True)
         tokens, device = self._options.batch_tokens, self._device
         found = self._development.loss(
             self._student, self._teacher, tokens, self._teacher.config.pad_id, device
