@@ -78,7 +78,7 @@ class Solution:
     @property
     def gap(self) -> float:
         """How far the damage lies above the bound, relative to the damage."""
-        return (self.damage - self.bound) / self.damage if self.damage else 0.0
+        return max(self.damage - self.bound, 0.0) / self.damage if self.damage else 0.0
 
 
 def solve(items: Sequence[Item], *, max_bytes: float = math.inf, max_ms: float = math.inf) -> Solution:
