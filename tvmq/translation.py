@@ -7,6 +7,7 @@ of a hypothesis is kept in an ancestry table, so that reordering beams copies no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from .artifact import Artifact
 from .errors import VerificationError
 from .generated import PositionTable
-from .manifest import Sinusoidal
-from .vm import Machine, aligned, as_numpy
+from .manifest import Sinusoidal, Workspace
+from .vm import ALIGNMENT, Machine, aligned, as_numpy
 
 Ids = NDArray[np.int32]
 
@@ -38,6 +39,7 @@ class TranslationModel:
         self.layers = int(manifest.architecture["decoder_layers"])
         self.vocabulary = int(manifest.architecture["vocab"])
         self.start_id = int(manifest.generation["decoder_start_token_id"])  # type: ignore[arg-type]
+        self._scratch: NDArray[np.uint8] | None = None
         self._caches: list[Any] = []
         self._cache_shape = (0, 0)
         self._batch_shape = (0, 0, 0)
@@ -49,10 +51,22 @@ class TranslationModel:
     def arguments(self, function: str) -> list[Any]:
         """The stored arguments of a function and its workspaces, in order."""
         if function not in self._arguments:
-            spaces = [aligned(w.shape, w.dtype) for w in self._workspaces.get(function, ())]
             weights = [self._tensors[name] for name in self._parameters[function]]
-            self._arguments[function] = weights + [self.machine.tensor(space) for space in spaces]
+            spaces = [self.machine.tensor(space) for space in self._spaces(function)]
+            self._arguments[function] = weights + spaces
         return self._arguments[function]
+
+    def _spaces(self, function: str) -> list[NDArray[Any]]:
+        """The workspaces of a function; all functions share one memory, since only one of them runs."""
+        if self._scratch is None:
+            needed = [sum(map(_room, spaces)) for spaces in self._workspaces.values()]
+            self._scratch = aligned((max(needed, default=0),), np.uint8)
+        spaces, start = [], 0
+        for space in self._workspaces.get(function, ()):
+            whole = self._scratch[start : start + _room(space)].view(space.dtype)
+            spaces.append(whole[: math.prod(space.shape)].reshape(space.shape))
+            start += _room(space)
+        return spaces
 
     def caches(self, slots: int, steps: int) -> list[Any]:
         """Key and value caches [slots, steps, width] of every layer; kept for the next batch if they fit."""
@@ -125,7 +139,7 @@ class TranslationSession:
         self._places[:m] = self._position
         if self._position:
             past = self._ancestry[:, : self._position]
-            if parents is not sentences and not np.array_equal(parents, self._slots[:m]):
+            if parents is not sentences and not _same(parents, self._slots[:m]):
                 past[:m] = past[parents]
             past[:m, -1] = parents
         self._position += 1
@@ -136,7 +150,7 @@ class TranslationSession:
         return bound()
 
     def _rows_changed(self, sentences: Ids) -> bool:
-        return not np.array_equal(self._sentences[: len(sentences)], sentences)
+        return not _same(self._sentences[: len(sentences)], sentences)
 
     def _bind(self, function: str, m: int, k: int) -> Any:
         """The function over the first m rows of the buffers."""
@@ -151,6 +165,17 @@ class TranslationSession:
             arguments = [*inputs, *self._model.arguments(entry)]
             self._bound[key] = self._machine.bind(entry, f"{function}:{m}:{k}", arguments)
         return self._bound[key]
+
+
+def _same(a: Ids, b: Ids) -> bool:
+    """Whether two short lists of equal length hold the same ids, in a tenth of ``np.array_equal``'s time."""
+    return a.tobytes() == b.tobytes()
+
+
+def _room(space: Workspace) -> int:
+    """Bytes of a workspace up to the next boundary."""
+    size = math.prod(space.shape) * np.dtype(space.dtype).itemsize
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _position_tables(artifact: Artifact) -> dict[str, PositionTable]:

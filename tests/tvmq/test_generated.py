@@ -109,6 +109,17 @@ def test_orders_follow_from_stored_ranks() -> None:
     assert computed_orders(names) == {"a:order": Inverse(source="a:rank")}
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(512, 512), (100, 7), (1, 2)])
+def test_positions_are_those_of_transformers(rows: int, columns: int) -> None:
+    """Marian's formula in NumPy, double precision, to the bit."""
+    column = np.arange(columns)
+    angles = np.arange(rows)[:, None] / np.power(10000, 2 * (column // 2) / columns)
+    expected = np.concatenate([np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])], axis=1)
+    np.testing.assert_array_equal(sinusoidal(rows, columns), expected.astype(np.float32))
+    half = sinusoidal(rows, columns, start=rows // 2)
+    np.testing.assert_array_equal(half, expected.astype(np.float32)[rows // 2 :])
+
+
 def test_position_table_fills_on_demand_to_the_same_bits() -> None:
     table, whole = PositionTable(37, 24), sinusoidal(37, 24)
     for count in (3, 2, 17, 99):
