@@ -78,7 +78,8 @@ def start_from(
         if isinstance(given, Path):
             return Start.from_coded(given, names)
         planned = plan_model(checkpoint.path, given)
-        planes = quantize_model(checkpoint, planned.plan, planned.frequencies)
+        counts = checkpoint.frequencies() if planned.frequencies is None else planned.frequencies
+        planes = quantize_model(checkpoint, planned.plan, counts)
         latents = {name: checkpoint.tensor(name) for name in planes}
         return Start(plan=planned.plan, planes=planes, latents=latents, floats={})
 
