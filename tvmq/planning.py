@@ -20,8 +20,8 @@ from .presets import DEFAULT_PRESET, EVERY_BLOCK, Preset, WordClusters, get_pres
 from .quantizers import get_quantizer
 from .word_bits import cluster_sizes
 
-MIX_PRESET = "3-bit"
-"""Settings of a mix or a single width: alternating codes in groups, whose errors ``bit_mix`` knows."""
+UNIFORM_PRESET = "3-bit"
+"""Settings of a single width; a mix takes those of the default preset, whose errors ``bit_mix`` knows."""
 PREFERRED_GROUP = 128
 GROUP_UNIT = 32
 """Groups that are a multiple of this need no padding in the kernels."""
@@ -72,7 +72,7 @@ def make_plan(
         raise UsageError("a preset, an average and a uniform width exclude each other; give one of them")
     if not tensors:
         raise UsageError("the model has no quantizable matrices")
-    base = get_preset(preset or (DEFAULT_PRESET if bits is None and uniform is None else MIX_PRESET))
+    base = get_preset(preset or (DEFAULT_PRESET if uniform is None else UNIFORM_PRESET))
     settings = _Settings(
         quantizer=quantizer or base.quantizer,
         group_size=group_size if group_size is not None or base.grouped else 0,

@@ -16,7 +16,7 @@ EVERY_BLOCK = "*"
 DEFAULT_PRESET = "default"
 """The smallest setting that stays within one BLEU of FP32 without retraining, on the embedded model's dev and
 test sets: 3 bits with one scale per row and plane. (Groups of 128 cost 0.3 bits more and gain nothing that
-these sets show; the mix that ``--bits 2.9`` picks loses 1.0 and 1.2.)"""
+these sets show.)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

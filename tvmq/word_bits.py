@@ -83,8 +83,8 @@ def word_curve(
 ) -> WordCurve:
     """Spread the damage that was measured on clusters over their words.
 
-    Within a cluster it goes by p_v = a count_v + b, as a word is read where it occurs and scored at every
-    step; a and b are fitted to all clusters.
+    Within a cluster it goes by p_v = a f_v + b sqrt(f_v), f_v the share of word v in the text: a word matters
+    where it occurs, and rare ones also disturb the scores of others. a and b are fitted to all clusters.
 
     Args:
         ends: rank after the last word of each cluster, ascending to the number of words.
@@ -92,11 +92,10 @@ def word_curve(
         damage: float64[widths, clusters].
         counts: occurrences of each word, by word id.
     """
-    share = np.sort(np.asarray(counts, np.float64))[::-1]
-    share = share / max(share.sum(), 1.0)
+    used = np.sort(np.asarray(counts, np.float64))[::-1] + 1
     edges = np.array([0, *ends])
-    weight = _word_weights(edges, damage.mean(0), share)
-    curve = np.zeros((len(bits), len(share) + 1))
+    weight = _word_weights(edges, damage.mean(0), used / used.sum())
+    curve = np.zeros((len(bits), len(used) + 1))
     falling = np.minimum.accumulate(damage, 0)
     for cluster, (first, last) in enumerate(pairwise(edges)):
         inside = np.cumsum(weight[first:last])
@@ -109,14 +108,14 @@ def word_curve(
 def _word_weights(
     edges: NDArray[np.integer], damage: NDArray[np.float64], share: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """p_v by rank: the mix of use and mere presence that fits the clusters' damages best, relatively."""
-    running = np.concatenate([[0.0], np.cumsum(share)])
-    parts = np.stack([np.diff(running[edges]), np.diff(edges) / len(share)], 1)
+    """p_v by rank: the mix of f and sqrt(f) that fits the clusters' damages best, relatively."""
+    root = np.sqrt(share) / np.sqrt(share).sum()
+    parts = np.stack([np.add.reduceat(use, edges[:-1]) for use in (share, root)], 1)
     scale = np.maximum(damage, 1e-12 * max(float(damage.max()), 1e-300))[:, None]
     both = np.linalg.lstsq(parts / scale, np.ones(len(parts)), rcond=None)[0]
     if both.min() < 0:
         both = np.array([0.5, 0.5])
-    return both[0] * share + both[1] / len(share) + 1e-30
+    return both[0] * share + both[1] * root
 
 
 def optimal_clusters(

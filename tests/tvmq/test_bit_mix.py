@@ -38,7 +38,7 @@ def sized(bits: float, counts: NDArray[np.integer] | None, **changed: object) ->
 @pytest.mark.parametrize("counts", [COUNTS, None], ids=["words", "uniform"])
 def test_average_is_met_and_grows(counts: NDArray[np.integer] | None) -> None:
     before = 0
-    for bits in np.arange(1.6, 4.51, 0.02).tolist():
+    for bits in np.arange(1.6, 4.11, 0.02).tolist():
         report = sized(bits, counts)
         assert bits - 0.05 <= report.bits_per_weight <= bits + 1e-6
         assert report.bytes >= before
@@ -53,8 +53,8 @@ def test_offsets_and_float32_scales_count() -> None:
 def test_sensitive_blocks_get_more() -> None:
     report = sized(2.6, COUNTS)
     bits = {block.name: block.bits_per_weight for block in report.blocks}
-    assert bits["Dec_ed"] > bits["Enc_ee"] >= bits["Dec_ffn"]
-    assert bits["Emb"] > bits["Dec_ffn"]
+    assert bits["Dec_ed"] >= bits["Enc_ee"] > bits["Enc_ffn"]
+    assert min(bits["Dec_ed"], bits["Emb"]) > bits["Dec_ffn"]
 
 
 def test_frequent_words_get_more_in_whole_kernel_blocks() -> None:
@@ -66,7 +66,7 @@ def test_frequent_words_get_more_in_whole_kernel_blocks() -> None:
 
 
 def test_an_embedding_of_one_width_has_no_word_order() -> None:
-    plan = make_plan(default_model(), bits=4.4, frequencies=COUNTS)
+    plan = make_plan(default_model(), bits=4.13, frequencies=COUNTS)
     assert plan.words == ()
     assert plan.blocks[0].bits == 4
 
@@ -75,7 +75,7 @@ def test_fixed_tensors_stay_and_count() -> None:
     tensors = default_model()
     plan = make_plan(tensors, bits=3.0, overrides=[("Dec_ffn", 1), ("shared", 4)], frequencies=COUNTS)
     assert {entry.bits for entry in plan.blocks if entry.block == "Dec_ffn"} == {1}
-    assert plan.blocks[0] == BlockBits(tensor="shared", block="Emb", bits=4, group_size=128)
+    assert plan.blocks[0] == BlockBits(tensor="shared", block="Emb", bits=4)
     assert 2.95 <= predict_size(tensors, plan, 0).bits_per_weight <= 3.0
 
 
@@ -85,5 +85,5 @@ def test_blocks_without_a_prior_share_alike() -> None:
         for block in ("Attn", "FFN")
         for i in range(10)
     ]
-    report = predict_size(tensors, make_plan(tensors, bits=2.25), 0)
-    assert {block.bits_per_weight for block in report.blocks} == {2.25}
+    report = predict_size(tensors, make_plan(tensors, bits=2.125), 0)
+    assert {block.bits_per_weight for block in report.blocks} == {2.125}
