@@ -62,7 +62,7 @@ class ActivationRecorder:
         self._first: list[str] = []
         self._sides: list[Side] = []
         seen: list[Tensor] = []
-        words: list[int] = []
+        tables: list[str] = []
 
         def note(name: str, x: Tensor, y: Tensor) -> None:
             if name in self._inputs:
@@ -75,13 +75,14 @@ class ActivationRecorder:
             self._inputs[name] = place
 
         def table(name: str, y: Tensor) -> None:
-            words.append(len(module.get_parameter(name)))
+            tables.append(name)
 
         with torch.no_grad(), _Watch(self._names, note, table):
             tokens = torch.zeros((1, 3), dtype=torch.int64)
             self._module(tokens[:, :2], torch.tensor([2]), tokens)
         self._widths = [x.shape[-1] for x in seen]
-        self._vocabulary = max(words)
+        self._tables = tuple(sorted(set(tables)))
+        self._vocabulary = max(len(module.get_parameter(name)) for name in self._tables)
 
     def measure(self, samples: Samples, *, fisher: bool, seed: int) -> Sums:
         """Sums over all real tokens of ``samples``; ``seed`` draws the tokens that gradients start from."""
@@ -126,6 +127,7 @@ class ActivationRecorder:
                 log_p.gather(1, drawn).sum().backward()
         return Sums(
             inputs=dict(self._inputs),
+            tables=self._tables,
             packed=[pack_triangle(m.numpy()) for m in moments],
             counts=counts,
             outputs={name: g.numpy() for (kind, name), g in gradients.items() if kind == "outputs"},

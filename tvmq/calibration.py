@@ -33,6 +33,8 @@ SCHEMA = 1
 CHUNK = 128
 """Sentences summed by one process at a time: fixed, so that the result does not depend on the processes."""
 _KIND = "calibration"
+LOOKUP = 1.0
+"""Weight of a word table's own rows beside its use as output projection, see ``Calibration.moments``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,7 @@ class Sums:
 
     Attributes:
         inputs: matrix -> which of ``packed`` holds its inputs.
+        tables: word tables that are looked up.
         packed: upper triangles of sum x x^T, float32[k (k + 1) / 2], row after row.
         counts: inputs summed in each of ``packed``.
         outputs: matrix -> sum of squared gradients of its outputs, float32[n]; empty without ``fisher``.
@@ -50,6 +53,7 @@ class Sums:
     """
 
     inputs: dict[str, int]
+    tables: tuple[str, ...]
     packed: list[NDArray[np.float32]]
     counts: list[int]
     outputs: dict[str, NDArray[np.float32]]
@@ -68,6 +72,7 @@ class Sums:
             mine += theirs
         return Sums(
             inputs=self.inputs,
+            tables=self.tables,
             packed=self.packed,
             counts=[a + b for a, b in zip(self.counts, other.counts, strict=True)],
             outputs=self.outputs,
@@ -93,6 +98,7 @@ class Calibration:
     tokens: int
     frequencies: NDArray[np.int64]
     _inputs: Mapping[str, int]
+    _tables: tuple[str, ...]
     _packed: Sequence[NDArray[np.float32]]
     _outputs: Mapping[str, NDArray[np.float32]]
     _lookups: Mapping[str, NDArray[np.float32]]
@@ -102,11 +108,21 @@ class Calibration:
         return list(self._inputs)
 
     def moments(self, name: str) -> NDArray[np.float32]:
-        """float32[k, k]: E[x x^T] over the inputs x of a matrix (of the output projection, for a tied table).
+        """float32[k, k]: E[x x^T] over the inputs x of a matrix: what its errors are weighed by.
+
+        A word table that is also the output projection gets E[x x^T] of the latter plus ``LOOKUP`` times its
+        mean diagonal: rows that are looked up enter the model as they are, so their errors count alike in all
+        directions.
 
         Raises:
             InputError: the matrix was not measured.
         """
+        moments = self._inputs_of(name)
+        if name in self._tables:
+            moments[np.diag_indices_from(moments)] += LOOKUP * np.diag(moments).mean()
+        return moments
+
+    def _inputs_of(self, name: str) -> NDArray[np.float32]:
         if name not in self._inputs:
             raise InputError(f"the calibration does not hold {show(name)}; make it from this model again")
         return unpack_triangle(self._packed[self._inputs[name]])
@@ -138,7 +154,7 @@ class Calibration:
             return None
         shares = (self.frequencies / max(1, int(self.frequencies.sum()))).astype(np.float32)
         looked_up = 0.0 if columns is None else np.outer(shares, columns)
-        projected = 0.0 if rows is None else np.outer(rows, np.diag(self.moments(name)))
+        projected = 0.0 if rows is None else np.outer(rows, np.diag(self._inputs_of(name)))
         return cast("NDArray[np.float32]", projected + looked_up)
 
     def check_model(self, sha256: str, where: str) -> None:
@@ -157,6 +173,7 @@ class Calibration:
             "sentences": str(self.sentences),
             "tokens": str(self.tokens),
             "inputs": json.dumps(dict(self._inputs)),
+            "tables": json.dumps(self._tables),
         }
         tensors: dict[str, NDArray] = {"frequencies": self.frequencies.astype(np.int32)}
         tensors |= {f"moments:{i}": packed for i, packed in enumerate(self._packed)}
@@ -183,6 +200,7 @@ class Calibration:
             tokens=_whole(path, header, "tokens"),
             frequencies=_held(file, "frequencies", "int32").astype(np.int64),
             _inputs=inputs,
+            _tables=_names(path, header.get("tables", "")),
             _packed=[_triangle(file, f"moments:{i}") for i in range(count)],
             _outputs=_vectors(file, "outputs:"),
             _lookups=_vectors(file, "lookups:"),
@@ -247,6 +265,7 @@ def _means(total: Sums, digest: str, sentences: int) -> Calibration:
         tokens=total.target_tokens,
         frequencies=total.frequencies,
         _inputs=total.inputs,
+        _tables=total.tables,
         _packed=total.packed,
         _outputs=total.outputs,
         _lookups=total.lookups,
@@ -301,6 +320,13 @@ def _input_map(path: Path, text: str) -> dict[str, int]:
     if set(value.values()) != set(range(max(value.values()) + 1)):
         raise InputError(f"{path}: inputs in the header must be numbered from 0 without gaps")
     return value
+
+
+def _names(path: Path, text: str) -> tuple[str, ...]:
+    value = parse_json(text.encode(), f"{path}: tables in the header")
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"{path}: tables in the header must be a list of names")
+    return tuple(value)
 
 
 def _whole(path: Path, header: Mapping[str, str], key: str) -> int:

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from relay_passes.bit_plan import ScaleDtype
 from schedules.packing import BitPlanes
@@ -30,7 +32,7 @@ Array = NDArray[np.float32]
 
 BLOCK = 64
 """Columns whose errors are carried on one by one; the blocks before them act by one matrix product."""
-CHUNK_ROWS = 1024
+CHUNK_ROWS = 512
 """Rows that are solved together: a block of their errors stays in the second-level cache."""
 
 
@@ -61,12 +63,11 @@ class Hessian:
         n, k, group = check_weight(weight, bits, group_size)
         if moments is None:
             raise ValueError("hessian codes need calibration data, and there are none")
-        metric = _Metric.of(moments, k, self.damping)
         planes = np.empty((bits, n, (k + 7) // 8), np.uint8)
         scales = np.empty((bits, n, k // group), scale_dtype)
         offsets = np.empty((n, k // group), scale_dtype) if offset else None
 
-        def work(first: int) -> None:
+        def work(metric: _Metric, first: int) -> None:
             rows = slice(first, min(first + CHUNK_ROWS, n))
             state = _Rows(finite_rows(weight[rows]), metric, bits, group, offset, scale_dtype)
             state.solve(self.rounds)
@@ -74,8 +75,10 @@ class Hessian:
             if offsets is not None:
                 offsets[rows] = found
 
-        with ThreadPoolExecutor(self.threads or usable_cores()) as pool:
-            for _ in pool.map(work, range(0, n, CHUNK_ROWS)):
+        # One thread in each matrix product: several threads of BLAS would wait for one another at every column.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(self.threads or usable_cores()) as pool:
+            metric = _Metric.of(moments, k, self.damping)
+            for _ in pool.map(partial(work, metric), range(0, n, CHUNK_ROWS)):
                 pass
         return BitPlanes(planes=planes, scales=scales, offsets=offsets, shape=(n, k), group_size=group)
 
