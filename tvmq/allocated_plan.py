@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from relay_passes.bit_plan import FLOAT_BITS, SCHEMA, BitPlan, BlockBits, WordBits
 
 from .allocation import Choice, Item, Solution, pareto, solve
+from .errors import InputError
 from .families.family import TensorInfo
-from .sensitivity import Coding, Sensitivities, UnitSensitivity
+from .sensitivity_table import Coding, Sensitivities, UnitSensitivity
 from .size import entry_bytes
 from .timing import Timing
 from .word_bits import Clusters, WordCurve, algorithm1_clusters, optimal_clusters, word_curve
@@ -124,6 +125,44 @@ def allocate(
     )
 
 
+def expected_damage(
+    info: TensorInfo,
+    units: Sequence[UnitSensitivity],
+    clusters: Clusters,
+    frequencies: NDArray[np.integer] | None,
+) -> float:
+    """KL per token that is expected of ``info`` stored as ``clusters``.
+
+    Args:
+        info: the matrix.
+        units: what was measured on it, rows ascending.
+        clusters: (rows, bits), most frequent words first; one pair for a whole matrix.
+        frequencies: counts per word; needed for more than one cluster.
+
+    Raises:
+        InputError: more than one cluster and no counts for these words.
+    """
+    widths, damage = _measured(units)
+    if len(clusters) == 1:
+        return _extended(widths, damage.sum(1), clusters[0][1])
+    if frequencies is None or len(frequencies) != info.shape[0]:
+        raise InputError(
+            f"{info.name} has bits by word, whose loss follows from counts of its {info.shape[0]} words; "
+            "give --frequencies FILE"
+        )
+    known = sorted({*widths, *(bits for _, bits in clusters)})
+    wider = np.array([[_extended(widths, column, bits) for column in damage.T] for bits in known])
+    ends = np.cumsum([unit.rows for unit in units]).tolist()
+    return word_curve(ends, known, wider, frequencies).of(clusters)
+
+
+def _measured(units: Sequence[UnitSensitivity]) -> tuple[list[int], NDArray[np.float64]]:
+    """The widths that all units were measured at, and float64[widths, units], never rising with the bits."""
+    widths = sorted(set.intersection(*(set(unit.bits) for unit in units)))
+    damage = np.array([[unit.kl[unit.bits.index(bits)] for unit in units] for bits in widths])
+    return widths, np.minimum.accumulate(damage, 0)
+
+
 def _item(
     info: TensorInfo,
     units: Sequence[UnitSensitivity],
@@ -134,9 +173,7 @@ def _item(
     words: Words,
 ) -> Item:
     rows = info.shape[0]
-    widths = sorted(set.intersection(*(set(unit.bits) for unit in units)))
-    damage = np.array([[unit.kl[unit.bits.index(bits)] for unit in units] for bits in widths])
-    damage = np.minimum.accumulate(damage, 0)
+    widths, damage = _measured(units)
     if fixed is not None:
         cuts: list[Clusters] = [((rows, fixed),)]
         expected = [_extended(widths, damage.sum(1), fixed)]

@@ -28,7 +28,8 @@ from .options import AllocationOptions, Progress, no_progress
 from .planning import overridden_bits
 from .quantizers.quantizer import usable_cores
 from .samples import Samples, read_samples
-from .sensitivity import Coding, Sensitivities, measure_sensitivities
+from .sensitivity import measure_sensitivities
+from .sensitivity_table import Coding, Sensitivities
 from .size import FLOAT_BYTES
 from .timing import Timing, read_times
 

@@ -11,23 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, cast
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from relay_passes.bit_plan import (
-    FLOAT_BITS,
-    MAX_JSON_BYTES,
-    BitPlan,
-    BlockBits,
-    ScaleDtype,
-    WordBits,
-    plan_hash,
-)
+from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits, plan_hash
 
 from .calibration import Calibration
 from .checkpoint import Checkpoint
@@ -37,48 +28,18 @@ from .installation import require
 from .options import Progress, no_progress
 from .quantizers import NEED_MOMENTS, get_quantizer, quantizer_names
 from .samples import Samples
+from .sensitivity_table import SCHEMA, Coding, Sensitivities, UnitSensitivity
 from .size import planes_bytes
-from .store import atomic_write, read_bytes
 from .word_bits import frequency_order
 
 if TYPE_CHECKING:
     from .sensitivity_probe import Probe
 
-SCHEMA = 1
 WIDTHS = (1, 2, 3, 4)
 CLUSTER_ROWS = 64
 """Word clusters end at multiples of this: kernels work on whole blocks of so many rows."""
 WORD_CLUSTERS = 8
 """Equal parts of an embedding; the first is halved until ``CLUSTER_ROWS`` are left, as counts fall fast."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Coding:
-    """How quantized tensors are stored: what a measurement holds for besides the bits.
-
-    Attributes:
-        quantizer: registry name.
-        group_size: columns that share a scale; None is one scale per row.
-        offset: an offset per group besides the scales.
-        scale_dtype: dtype of scales and offsets.
-    """
-
-    quantizer: str = "alternating"
-    group_size: int | None = None
-    offset: bool = False
-    scale_dtype: ScaleDtype = "float16"
-
-    def entry(self, info: TensorInfo, bits: int) -> BlockBits:
-        """``info`` stored so, in ``bits``."""
-        return BlockBits(
-            tensor=info.name,
-            block=info.block,
-            bits=bits,
-            group_size=self.group_size,
-            quantizer=self.quantizer,
-            offset=self.offset,
-            scale_dtype=self.scale_dtype,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,150 +50,6 @@ class Unit:
     block: str
     first: int
     rows: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnitSensitivity:
-    """What each width does to one unit.
-
-    Attributes:
-        tensor: the matrix.
-        block: its block.
-        first: frequency rank of the first row for words; 0 for a whole matrix.
-        rows: number of rows.
-        bits: the measured widths, ascending.
-        kl: what the width adds to the mean KL(p_FP32 || p_q) per target token in nats, one per width.
-        error: squared error over squared norm of the outputs where there is a calibration, else of the rows;
-            one per width.
-        bytes: planes, scales and offsets, one per width.
-    """
-
-    tensor: str
-    block: str
-    first: int
-    rows: int
-    bits: tuple[int, ...]
-    kl: tuple[float, ...]
-    error: tuple[float, ...]
-    bytes: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        where = f"{self.tensor} from row {self.first}"
-        if len({len(self.bits), len(self.kl), len(self.error), len(self.bytes)}) != 1 or not self.bits:
-            raise ValueError(f"{where}: as many values of kl, error and bytes as bits are expected")
-        if list(self.bits) != sorted(set(self.bits)) or not 1 <= self.bits[0] <= self.bits[-1] <= 8:
-            raise ValueError(f"{where}: bits {self.bits} (expected 1 to 8, ascending)")
-        if self.first < 0 or self.rows < 1 or min(self.bytes) < 1:
-            raise ValueError(f"{where}: {self.rows} rows and {min(self.bytes)} bytes (expected at least 1)")
-        if not all(np.isfinite(value) and value >= 0 for value in (*self.kl, *self.error)):
-            raise ValueError(f"{where}: kl and error must be finite and not negative")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sensitivities:
-    """A measurement of a whole model, and what it is bound to.
-
-    Attributes:
-        schema: version of the file.
-        model_sha256: ``Checkpoint.sha256`` of the model.
-        samples_sha256: the sample sentences as token ids.
-        sentences: how many sample sentences were read.
-        tokens: target tokens that the means run over.
-        around: where the other matrices stood meanwhile: ``plan_hash`` of a plan, or "" for FP32.
-        coding: how the tensors were quantized.
-        units: matrices in the order of the model, words by frequency rank.
-    """
-
-    schema: int
-    model_sha256: str
-    samples_sha256: str
-    sentences: int
-    tokens: int
-    around: str
-    coding: Coding
-    units: tuple[UnitSensitivity, ...]
-
-    def __post_init__(self) -> None:
-        if self.schema != SCHEMA:
-            raise ValueError(f"the file has schema {self.schema}, expected {SCHEMA}; measure again")
-
-    def by_tensor(self) -> dict[str, list[UnitSensitivity]]:
-        """The units of each tensor, rows ascending."""
-        found: dict[str, list[UnitSensitivity]] = {}
-        for unit in sorted(self.units, key=lambda unit: unit.first):
-            found.setdefault(unit.tensor, []).append(unit)
-        return found
-
-    def write(self, path: Path) -> None:
-        """A JSON file with one line per unit."""
-        atomic_write(path, encode_sensitivities(self))
-
-    @classmethod
-    def read(cls, path: Path) -> Sensitivities:
-        """The file at ``path``; InputError for anything but a complete measurement of this schema."""
-        try:
-            return decode_sensitivities(read_bytes(path, MAX_JSON_BYTES))
-        except ValueError as error:
-            raise InputError(f"{path}: {error}") from None
-
-    def check(self, tensors: Sequence[TensorInfo], model_sha256: str) -> None:
-        """InputError unless this was measured on the model with this hash and covers ``tensors``."""
-        if self.model_sha256 != model_sha256:
-            raise InputError(
-                "the sensitivities were measured on another model (its hash differs); measure this one"
-            )
-        found = self.by_tensor()
-        for info in tensors:
-            ranks, row = found.get(info.name, []), 0
-            for unit in ranks:
-                if unit.first != row:
-                    break
-                row += unit.rows
-            if row != info.shape[0]:
-                raise InputError(
-                    f"the sensitivities cover {row} of {info.shape[0]} rows of {info.name}; measure again"
-                )
-
-
-def encode_sensitivities(table: Sensitivities) -> bytes:
-    """The same bytes for the same table, one line per unit."""
-    encode = msgspec.json.Encoder().encode
-    heads = [
-        f'  "{field.name}": '.encode() + encode(getattr(table, field.name))
-        for field in fields(Sensitivities)
-        if field.name != "units"
-    ]
-    units = b",".join(b"\n    " + encode(unit) for unit in table.units)
-    return b"{\n" + b",\n".join([*heads, b'  "units": [' + units + b"]"]) + b"\n}\n"
-
-
-def decode_sensitivities(data: bytes) -> Sensitivities:
-    """The table in ``data``; ValueError for anything else."""
-    try:
-        raw: Any = msgspec.json.decode(data, type=_TABLE)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"not a table of sensitivities: {error}") from None
-    return Sensitivities(
-        schema=raw.schema,
-        model_sha256=raw.model_sha256,
-        samples_sha256=raw.samples_sha256,
-        sentences=raw.sentences,
-        tokens=raw.tokens,
-        around=raw.around,
-        coding=Coding(**msgspec.structs.asdict(raw.coding)),
-        units=tuple(UnitSensitivity(**msgspec.structs.asdict(unit)) for unit in raw.units),
-    )
-
-
-def _strict(cls: type[Any], **replaced: Any) -> Any:
-    """A msgspec struct with ``cls``'s fields, all required, that refuses unknown ones."""
-    hints = get_type_hints(cls) | replaced
-    return msgspec.defstruct(
-        f"{cls.__name__} entry", [(f.name, hints[f.name]) for f in fields(cls)], forbid_unknown_fields=True
-    )
-
-
-_TABLE = _strict(Sensitivities, coding=_strict(Coding), units=tuple[_strict(UnitSensitivity), ...])
 
 
 def units_of(tensors: Iterable[TensorInfo], *, by_word: bool) -> list[Unit]:

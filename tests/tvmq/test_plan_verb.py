@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``tvmq plan`` on the command line: measuring once, planning many times, budgets kept, bad input in a line."""
+"""``tvmq plan``: measuring once, planning many times, budgets kept, bad input in a line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from relay_passes.bit_plan import BitPlan, decode_plan
 from tvmq.errors import InputError
 from tvmq.families.family import TensorInfo
-from tvmq.sensitivity import Sensitivities
+from tvmq.sensitivity_table import Sensitivities
 from tvmq.timing import Timing, read_times
 
 Verb = Callable[..., Any]
@@ -83,7 +83,8 @@ def test_size_time_and_fixed_bits(tvmq: Verb, tiny_model: Path, measured: Path, 
     known = ("plan", tiny_model, "--sensitivities", measured, "-o", out, "--force", "--json")
     small = json.loads(tvmq(*known, "--size-mb", 0.075).out)
     assert 0.07e6 < small["size_bytes"] <= 0.075e6
-    fixed = json.loads(tvmq(*known, "--size-mb", 0.09, "--set", "Dec_ffn=4", "--set", "*decoder*0.fc2*=32").out)
+    overrides = ("--set", "Dec_ffn=4", "--set", "*decoder*0.fc2*=32")
+    fixed = json.loads(tvmq(*known, "--size-mb", 0.09, *overrides).out)
     plan = read_plan(out)
     widths = {entry.tensor: entry.bits for entry in plan.blocks if entry.block == "Dec_ffn"}
     assert widths.pop("model.decoder.layers.0.fc2.weight") == 32
