@@ -8,9 +8,14 @@ Lagrangian bound, which is found without scipy, lies below.
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,18 +107,34 @@ def solve(items: Sequence[Item], *, max_bytes: float = math.inf, max_ms: float =
     constraints += [
         LinearConstraint(cost[real][None], ub=limit) for cost, limit in limits if math.isfinite(limit)
     ]
-    found = milp(
-        table.damage[real] / (float(table.damage[real].max()) or 1.0),
-        constraints=constraints,
-        integrality=np.ones(len(owner)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": RELATIVE_GAP, "time_limit": SECONDS},
-    )
+    with _silence():
+        found = milp(
+            table.damage[real] / (float(table.damage[real].max()) or 1.0),
+            constraints=constraints,
+            integrality=np.ones(len(owner)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": RELATIVE_GAP, "time_limit": SECONDS},
+        )
     if found.x is None:
         raise UsageError("the budgets in bytes and milliseconds cannot both be kept; give more of one")
     taken = np.zeros(real.shape)
     taken[real] = found.x
     return _solution(table, np.argmax(taken, 1), max_bytes, max_ms)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing reaches stdout: the solver's C++ prints remarks there even when told not to, into our JSON."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def solve_lagrangian(items: Sequence[Item], *, max_bytes: float) -> Solution:

@@ -21,6 +21,7 @@ from .options import (
     PlanOptions,
     Progress,
     QuantizeOptions,
+    ReportOptions,
     SearchOptions,
     no_progress,
 )
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .measured_plan import AllocationReport
     from .model_plan import PlanReport
     from .module_runtime import CompiledModule
+    from .reporting.writer import ReportResult
     from .retraining.loop import Evaluation
     from .retraining.session import RetrainReport
     from .runtime import Translator
@@ -337,6 +339,19 @@ def inspect(artifact: Path | str) -> dict[str, Any]:
     from .artifact import inspect as read
 
     return read(artifact)
+
+
+def report(
+    target: Path | str, output: Path | str, options: ReportOptions = ReportOptions()
+) -> ReportResult:
+    """Write an HTML page about the bits of a plan, a coded checkpoint or an artifact; loads no code of it.
+
+    See ``tvmq.reporting``.
+    """
+    require("matplotlib", "plan")
+    from .reporting.writer import write_report
+
+    return write_report(Path(target), Path(output), options)
 
 
 def verify(artifact: Path | str) -> VerifyResult:

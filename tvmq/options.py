@@ -135,6 +135,31 @@ class AllocationOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """What a report is made from besides the model.
+
+    Attributes:
+        plan: the plan.json of a float model folder; other targets have their own.
+        sensitivities: a measurement of ``tvmq plan``; adds expected losses and the Pareto curve.
+        calibration: a calibration.safetensors, for its word counts.
+        frequencies: a token_freq.tsv instead of the one in the model folder.
+        times: measured times by block and width, for a curve over milliseconds.
+        measured: rows of measured losses or scores, as JSON.
+        figures: folder for the figures as SVG and PNG files.
+        force: replace existing files.
+    """
+
+    plan: Path | None = None
+    sensitivities: Path | None = None
+    calibration: Path | None = None
+    frequencies: Path | None = None
+    times: Path | None = None
+    measured: Path | None = None
+    figures: Path | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
     """How sentences are generated.
 

@@ -23,6 +23,7 @@ from tvmq.errors import InputError, TvmqError, UsageError
 from .compile import compile_model
 from .plan import plan
 from .quantize import quantize_model
+from .report import report
 from .reports import bench, doctor, evaluate, inspect, targets, verify
 from .retrain import retrain
 from .translate import translate
@@ -47,6 +48,7 @@ app.command("translate")(translate)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("inspect")(inspect)
+app.command("report")(report)
 app.command("verify")(verify)
 app.command("targets")(targets)
 app.command("doctor")(doctor)
