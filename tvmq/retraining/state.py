@@ -68,7 +68,8 @@ def restore(
         for name, parameter in weights.named_parameters():
             if f"step/{name}" in tensors:
                 moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in _MOMENTS}
-                optimizer.state[parameter] = {**moments, "step": tensors[f"step/{name}"][0]}
+                step = tensors[f"step/{name}"][0].to(parameter.device)
+                optimizer.state[parameter] = {**moments, "step": step}
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{path}: not a complete state ({error}); remove it to start anew") from None
     return best, facts
