@@ -280,13 +280,15 @@ def _measure(model: Path, digest: str, samples: Samples, fisher: bool, seed: int
     from .activations import ActivationRecorder, torch_threads
 
     with torch_threads(threads):
-        if (model, digest) not in _recorders:
-            _recorders.clear()
+        recorder = _recorders.get((model, digest))
+        if recorder is None:
             checkpoint = Checkpoint.open(model)
             family = get_family(checkpoint.config)
             module = family.whole(family.load(checkpoint))
-            _recorders[model, digest] = ActivationRecorder(module, module.config.pad_id)
-        return _recorders[model, digest].measure(samples, fisher=fisher, seed=seed)
+            recorder = ActivationRecorder(module, module.config.pad_id)
+            _recorders.clear()
+            _recorders[model, digest] = recorder
+        return recorder.measure(samples, fisher=fisher, seed=seed)
 
 
 def pack_triangle(matrix: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ import pytest
 
 from relay_passes.bit_plan import BitPlan, BlockBits, WordBits
 from schedules.packing import BitPlanes, WordPlanes
+from tvmq.calibration import Calibration, pack_triangle
 from tvmq.errors import InputError
 from tvmq.quantize import quantize_matrix, quantize_model, quantize_words
 from tvmq.word_bits import frequency_order
@@ -97,7 +98,7 @@ def test_words_that_do_not_fit(order: Any, clusters: Any, message: str) -> None:
         ({}, None, "no token frequencies: put token_freq.tsv in the model folder"),
         ({}, COUNTS[:5], "e: the word order does not name each of the 6 words once"),
         ({"group_size": 7}, COUNTS, "a: group size 7 does not divide 32 columns"),
-        ({"quantizer": "best"}, COUNTS, "a: unknown quantizer 'best': known are alternating, greedy, hessian, rtn"),
+        ({"quantizer": "best"}, COUNTS, "a: unknown quantizer 'best': known are alternating, greedy"),
     ],
 )
 def test_faults_name_the_tensor(changed: dict[str, Any], counts: Any, message: str) -> None:
@@ -110,3 +111,38 @@ def test_nan_names_the_tensor() -> None:
     source.tensors["b"][1, 1] = np.nan
     with pytest.raises(InputError, match="b: the weight holds NaN or infinite values"):
         quantize_model(source, plan(), COUNTS)
+
+
+def calibration(**moments: np.ndarray) -> Calibration:
+    return Calibration(
+        model_sha256="0",
+        sentences=1,
+        tokens=1,
+        frequencies=COUNTS,
+        _inputs={name: place for place, name in enumerate(moments)},
+        _tables=(),
+        _packed=[pack_triangle(value.astype(np.float32)) for value in moments.values()],
+        _outputs={},
+        _lookups={},
+    )
+
+
+def test_hessian_codes_take_the_moments_of_their_tensor() -> None:
+    rng = np.random.default_rng(1)
+    inputs = rng.standard_normal((100, 32)) @ rng.standard_normal((32, 32))
+    moments = (inputs.T @ inputs).astype(np.float32)
+    held = calibration(a=moments, e=np.eye(16))
+    by = BitPlan(schema=1, blocks=plan(quantizer="hessian").blocks, words=(words(),), source="test")
+    made = quantize_model(model(), by, COUNTS, calibration=held)["a"]
+    expected = quantize_matrix(model().tensor("a"), by.blocks[0], moments)
+    assert isinstance(made, BitPlanes)
+    np.testing.assert_array_equal(made.planes, expected.planes)
+    other = quantize_matrix(model().tensor("a"), by.blocks[0], np.eye(32))
+    assert made.planes.tobytes() != other.planes.tobytes()
+
+
+def test_hessian_codes_without_a_calibration() -> None:
+    with pytest.raises(InputError, match="a: hessian codes need calibration data: give --calibration FILE"):
+        quantize_model(model(), plan(quantizer="hessian"), COUNTS)
+    with pytest.raises(InputError, match=r"does not hold .*a.*from this model again"):
+        quantize_model(model(), plan(quantizer="hessian"), COUNTS, calibration=calibration(b=np.eye(10)))

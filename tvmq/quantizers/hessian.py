@@ -75,7 +75,7 @@ class Hessian:
             if offsets is not None:
                 offsets[rows] = found
 
-        # One thread in each matrix product: several threads of BLAS would wait for one another at every column.
+        # One thread in each matrix product: those of BLAS would wait for one another at every column.
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(self.threads or usable_cores()) as pool:
             metric = _Metric.of(moments, k, self.damping)
             for _ in pool.map(partial(work, metric), range(0, n, CHUNK_ROWS)):
@@ -105,6 +105,8 @@ class _Metric:
     def of(cls, moments: NDArray[np.floating], k: int, damping: float) -> _Metric:
         if moments.shape != (k, k):
             raise ValueError(f"the moments are {moments.shape}; {k} columns need {(k, k)}")
+        if not np.isfinite(moments).all():
+            raise ValueError("the moments hold NaN or infinite values (calibrate again)")
         diagonal = np.diag(moments).astype(np.float64)
         order = np.argsort(-diagonal, kind="stable")
         damped = moments[np.ix_(order, order)].astype(np.float64)
