@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -131,3 +134,21 @@ def test_budgets_that_cannot_be_kept(limits: dict[str, float], message: str) -> 
     item = Item(tensor="t", choices=(Choice(clusters=((1, 1),), bytes=10, ms=1, damage=1),))
     with pytest.raises(UsageError, match=message):
         solve([item], **limits)
+
+
+def test_the_solver_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its library prints past Python, which would end up in the output of ``--json``."""
+    library, exact = ctypes.CDLL(None), scipy.optimize.milp
+
+    def loud(*arguments: Any, **options: Any) -> Any:
+        library.puts(b"a remark")
+        return exact(*arguments, **options)
+
+    monkeypatch.setattr(scipy.optimize, "milp", loud)
+    print("before")
+    solve([Item(tensor="t", choices=(Choice(clusters=((1, 1),), bytes=1, ms=1.0, damage=1.0),))])
+    library.fflush(None)
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"

@@ -17,7 +17,7 @@ from tvmq.allocated_plan import Allocation, Budget, allocate, expected_damage
 from tvmq.errors import InputError, UsageError
 from tvmq.families import TensorInfo
 from tvmq.planning import make_plan
-from tvmq.sensitivity import Coding, Sensitivities, UnitSensitivity
+from tvmq.sensitivity_table import Coding, Sensitivities, UnitSensitivity
 from tvmq.size import entry_bytes
 from tvmq.timing import Timing, read_times
 

@@ -8,7 +8,7 @@ from html import escape
 
 from relay_passes.bit_plan import FLOAT_BITS
 from tvmq import __version__
-from tvmq.sensitivity import Coding
+from tvmq.sensitivity_table import Coding
 
 from .drawing import Drawing, printable
 from .losses import Losses, Point

@@ -28,7 +28,7 @@ from tvmq.errors import InputError, UsageError, VerificationError
 from tvmq.families import TensorInfo, get_family
 from tvmq.model_plan import plan_model, report_plan
 from tvmq.options import PlanOptions
-from tvmq.sensitivity import Coding
+from tvmq.sensitivity_table import Coding
 from tvmq.size import entry_bytes, order_bytes
 from tvmq.store import read_bytes, show
 from tvmq.tensor_file import TensorEntry, TensorFile

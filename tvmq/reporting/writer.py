@@ -16,7 +16,7 @@ from tvmq.calibration import Calibration
 from tvmq.checkpoint import read_frequencies
 from tvmq.errors import InputError, UsageError
 from tvmq.options import ReportOptions
-from tvmq.sensitivity import Sensitivities
+from tvmq.sensitivity_table import Sensitivities
 from tvmq.store import atomic_write
 
 from . import figures
@@ -118,6 +118,11 @@ def _check_output(output: Path, options: ReportOptions) -> None:
     folder = options.figures
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, expected a folder for the figures")
+    for place in (output, *([] if folder is None else [folder])):
+        if not place.parent.is_dir():
+            raise InputError(
+                f"cannot write {place}: the folder {place.parent} does not exist (create it first)"
+            )
 
 
 def _frequencies(subject: Subject, options: ReportOptions) -> NDArray[np.integer] | None:
