@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 INK = "#1b1e24"
 """Colour of text and lines; on a page it becomes the colour of the page's text."""
-PAPER = "#fefefe"
+BACKGROUND = "#fefefe"
 """Colour behind a figure; on a page there is none."""
 FAINT = "#8a8f98"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
@@ -34,7 +34,7 @@ _STYLE: dict[str, Any] = {
     "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "figure.facecolor": PAPER,
+    "figure.facecolor": BACKGROUND,
     "font.size": 10,
     "grid.color": FAINT,
     "grid.linewidth": 0.4,
@@ -78,7 +78,7 @@ class Drawing:
         """
         bare = _METADATA.sub("", _HEAD.sub("", self.svg), count=1)
         named = (
-            _REFERENCE.sub(rf"\g<1>{self.name}-", bare).replace(INK, "currentColor").replace(PAPER, "none")
+            _REFERENCE.sub(rf"\g<1>{self.name}-", bare).replace(INK, "currentColor").replace(BACKGROUND, "none")
         )
         return named.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 

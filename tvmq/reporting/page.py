@@ -110,7 +110,7 @@ def _headline(subject: Subject, losses: Losses | None) -> str:
         "weights": f"{subject.weights:,} in {len(subject.matrices)} matrices",
     }
     if losses is not None:
-        facts["expected loss"] = f"{losses.plan.loss:.4f} nats of KL per word (0 is the FP32 model)"
+        facts["expected loss"] = f"{losses.plan.loss:.4f} nats of KL per token (0 is the FP32 model)"
     facts |= {"made by": subject.plan.source, **subject.facts}
     rows = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(printable(text, 400))}</dd>" for name, text in facts.items()
@@ -171,10 +171,10 @@ def _words(subject: Subject, drawings: Mapping[str, Drawing], shares: Mapping[st
     return _section(
         "words",
         "Bits by word",
-        "A few words make up most of any text, so frequent words can get more bits than rare ones at little "
-        "cost. The steps are the bits by rank: the most frequent word is on the left, and the scale is "
-        "logarithmic. The falling steps cost few bytes, as most words are rare; the rising line, where the "
-        "words were counted, is how much of the text the words up to there are.",
+        "A few words make up most of any text, and most words are rare. So the frequent words can get more "
+        "bits at the price of few bytes, and the rare ones fewer at the price of little loss. The steps are "
+        "the bits by rank, the most frequent word on the left, on a logarithmic scale; the rising line, "
+        "where the words were counted, is how much of the text the words up to there make up.",
         _figure(drawings, "word-bits"),
         _table(["table", "ranks", "bits", "of the text"], rows, numbers=(1, 2, 3)),
     )
@@ -217,42 +217,52 @@ def _sensitivity(drawings: Mapping[str, Drawing], losses: Losses) -> str:
         [printable(block), *(f"{row[bits]:.5f}" if bits in row else "" for bits in widths)]
         for block, row in losses.measured.items()
     ]
+    heads = ["1 bit" if bits == 1 else f"{bits} bits" for bits in widths]
     others = "a plan's bits" if losses.around else "FP32"
     return _section(
         "sensitivity",
         "What each block can bear",
-        "Every matrix was stored in each bit width while all others stayed in "
-        f"{others}, and the model read {losses.sentences:,} sentences. The loss is how far its word "
-        "probabilities then moved (KL divergence per word; 0: not at all), summed over the block. A steep or "
-        "high line is a block that needs its bits; the diamonds are what this plan gives each block.",
+        f"Every matrix was stored in each bit width while all others stayed in {others}, and the model read "
+        f"{losses.sentences:,} sentences. The loss is how far its probabilities for the next token (a word "
+        "or a piece of one) then moved: the mean KL divergence in nats, 0 for not at all, summed over the "
+        "block. A steep or high line is a block that needs its bits; the diamonds are what this plan gives "
+        "each block.",
         _figure(drawings, "sensitivity"),
-        _table(["block", *(f"{bits} bits" for bits in widths)], rows, numbers=range(1, len(widths) + 1)),
+        _table(["block", *heads], rows, numbers=range(1, len(widths) + 1)),
         note=_caveats(losses),
     )
 
 
 def _pareto(drawings: Mapping[str, Drawing], losses: Losses) -> str:
-    def row(point: Point) -> list[str]:
-        cost = [f"{point.bytes / MB:.2f}", f"{point.ms:.3f}"]
-        return [printable(point.name) or "best plan", *cost, f"{point.loss:.5f}"]
+    def rows(points: Sequence[Point], name: str = "") -> list[list[str]]:
+        return [
+            [name or point.name, f"{point.bytes / MB:.2f}", f"{point.ms:.3f}", f"{point.loss:.5f}"]
+            for point in points
+        ]
 
-    points = [losses.plan, *losses.references, *losses.curve, *losses.time_curve]
+    note = "Matrices that are coarse together can lose more than the sum of what each loses alone."
+    if not losses.time_curve:
+        note += " Milliseconds go by the bytes that are read, at 10 GB per second."
     return _section(
         "pareto",
         "Size against loss",
-        "The line is the best that this measurement promises: for each size the bits of least expected loss, "
-        "which is the sum of the losses of all matrices. A plan far above it spends its bytes in the wrong "
-        "place. The squares give every matrix the same width; the triangles are the mixes that Chung et al. "
-        "(2020) picked by hand, with the codes that were measured here. The scale of the loss is "
-        "logarithmic: one line down is a tenth.",
+        "The line is the best that this measurement promises: for each size the bits of least expected "
+        "loss, which is the sum of the losses of all matrices. A plan far above it spends its bytes in the "
+        "wrong place. The squares give every matrix the same width; the triangles are mixes that Chung et "
+        "al. (2020) picked by hand (their names give the mean bits of words, decoder and encoder), with the "
+        "codes that were measured here. The scale of the loss is logarithmic: one line down is a tenth.",
         _figure(drawings, "size-curve"),
         _figure(drawings, "time-curve"),
         _table(
             ["plan", "MB", "ms per token", "expected loss"],
-            [row(point) for point in points],
+            [
+                *rows([losses.plan, *losses.references]),
+                *rows(losses.curve, "best for its size"),
+                *rows(losses.time_curve, "best for its time"),
+            ],
             numbers=(1, 2, 3),
         ),
-        note="" if losses.time_curve else "Milliseconds go by the bytes that are read, at 10 GB per second.",
+        note=note,
     )
 
 
@@ -299,7 +309,7 @@ def _appendix(subject: Subject, losses: Losses | None) -> str:
     return _section(
         "matrices",
         "Every matrix",
-        f"In the order of the plan. Bits by word are written words \N{MULTIPLICATION SIGN} bits{padded}.",
+        f"In the order of the model. Bits by word are written words \N{MULTIPLICATION SIGN} bits{padded}.",
         _table(heads, rows, numbers=(2, 5, 6)),
     )
 

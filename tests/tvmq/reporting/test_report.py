@@ -256,7 +256,7 @@ def test_the_expected_loss_is_what_plan_expected(
     assert sum(losses) == pytest.approx(planned["damage"], abs=1e-5 * len(losses))
     by_block = {row[0]: float(row[-1]) for row in page.rows["bytes"][1:-1]}
     assert by_block == {b["name"]: pytest.approx(b["damage"], abs=1e-5) for b in planned["blocks"]}
-    curve = [float(row[3]) for row in page.rows["pareto"][1:] if row[0] == "best plan"]
+    curve = [float(row[3]) for row in page.rows["pareto"][1:] if row[0] == "best for its size"]
     assert len(curve) > 3
     assert curve == sorted(curve, reverse=True)
 
