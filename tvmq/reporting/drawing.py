@@ -77,9 +77,8 @@ class Drawing:
             label: what a reader who cannot see it is told, escaped for an attribute.
         """
         bare = _METADATA.sub("", _HEAD.sub("", self.svg), count=1)
-        named = (
-            _REFERENCE.sub(rf"\g<1>{self.name}-", bare).replace(INK, "currentColor").replace(BACKGROUND, "none")
-        )
+        named = _REFERENCE.sub(rf"\g<1>{self.name}-", bare)
+        named = named.replace(INK, "currentColor").replace(BACKGROUND, "none")
         return named.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
