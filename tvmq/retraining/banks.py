@@ -10,6 +10,7 @@ which matrices they hold; ``weights`` does.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,24 +23,34 @@ REFITS = 4
 """Alternations of a projection: scales by least squares, then codes."""
 
 
-class Bank(nn.Module):
-    """N groups of m weights with q planes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """N groups of m weights with q planes, as training starts.
 
     Attributes:
-        latent: float32[N, m].
+        latent: float32[N, m], the weights.
         scales: float32[q, N], not negative.
         offsets: float32[N], or None.
+        codes: bool[q, N, m], the planes that the scales belong to.
     """
+
+    latent: Tensor
+    scales: Tensor
+    offsets: Tensor | None
+    codes: Tensor
+
+
+class Bank(nn.Module):
+    """Trainable groups: attributes as in ``Groups``; codes follow from weights and scales."""
 
     offsets: Tensor | None
 
-    def __init__(self, latent: Tensor, scales: Tensor, offsets: Tensor | None, codes: Tensor | None) -> None:
-        """``codes`` bool[q, N, m]: the planes that the scales belong to, for the bank that keeps them."""
+    def __init__(self, groups: Groups) -> None:
         super().__init__()
-        del codes
-        self.latent = nn.Parameter(latent)
-        self.scales = nn.Parameter(scales)
-        self.register_parameter("offsets", None if offsets is None else nn.Parameter(offsets))
+        self.latent = nn.Parameter(groups.latent)
+        self.scales = nn.Parameter(groups.scales)
+        offsets = None if groups.offsets is None else nn.Parameter(groups.offsets)
+        self.register_parameter("offsets", offsets)
 
     def forward(self, dtype: torch.dtype) -> Tensor:
         """The weights to compute with, [N, m]."""
@@ -85,8 +96,8 @@ class NearestBank(Bank):
 class ProjectedBank(Bank):
     """Weights are free between projections; the scales only follow them."""
 
-    def __init__(self, latent: Tensor, scales: Tensor, offsets: Tensor | None, codes: Tensor | None) -> None:
-        super().__init__(latent, scales, offsets, codes)
+    def __init__(self, groups: Groups) -> None:
+        super().__init__(groups)
         for parameter in self.scale_parameters():
             parameter.requires_grad_(False)
 
@@ -104,12 +115,10 @@ class FixedBank(Bank):
 
     codes: Tensor
 
-    def __init__(self, latent: Tensor, scales: Tensor, offsets: Tensor | None, codes: Tensor | None) -> None:
-        super().__init__(latent, scales, offsets, codes)
-        if codes is None:
-            raise ValueError("fixed codes are needed to train scales alone")
+    def __init__(self, groups: Groups) -> None:
+        super().__init__(groups)
         self.latent.requires_grad_(False)
-        self.register_buffer("codes", codes)
+        self.register_buffer("codes", groups.codes)
 
     def forward(self, dtype: torch.dtype) -> Tensor:
         planes = [

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 Method = Literal["scales", "ste", "pnr"]
-METHODS: tuple[Method, ...] = ("scales", "ste", "pnr")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

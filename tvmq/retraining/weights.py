@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
 from schedules.packing import BitPlanes, WordPlanes
 
-from .banks import Bank, FixedBank, NearestBank, ProjectedBank
+from .banks import Bank, FixedBank, Groups, NearestBank, ProjectedBank
 from .options import Method
 
 _BANKS: dict[Method, type[Bank]] = {"ste": NearestBank, "pnr": ProjectedBank, "scales": FixedBank}
@@ -85,7 +85,7 @@ class StudentWeights(nn.Module):
                 continue
             phase = next((i for i, blocks in enumerate(phases) if entry.block in blocks), 0)
             self._cut(entry, phase, latents[entry.tensor], planes[entry.tensor], pieces)
-        self.banks = nn.ModuleDict({key: _bank(_BANKS[method], rows) for key, rows in pieces.items()})
+        self.banks = nn.ModuleDict({key: _BANKS[method](_groups(rows)) for key, rows in pieces.items()})
         self.phase = 0
 
     def _cut(
@@ -193,17 +193,22 @@ class StudentWeights(nn.Module):
         return [(part, next(cut[part.bank])) for part in self._parts]
 
 
-def _bank(kind: type[Bank], pieces: Sequence[tuple[NDArray[np.float32], BitPlanes]]) -> Bank:
-    group = pieces[0][1].group_size
-    latent = torch.cat([torch.from_numpy(np.ascontiguousarray(w).reshape(-1, group)) for w, _ in pieces])
-    scales = [torch.from_numpy(p.scales.astype(np.float32).reshape(p.bits, -1)) for _, p in pieces]
-    offsets = [
-        torch.from_numpy(p.offsets.astype(np.float32).reshape(-1)) for _, p in pieces if p.offsets is not None
-    ]
-    codes = None
-    if kind is FixedBank:
-        codes = torch.cat([torch.from_numpy(p.signs() > 0).reshape(p.bits, -1, group) for _, p in pieces], 1)
-    return kind(latent, torch.cat(scales, 1), torch.cat(offsets) if offsets else None, codes)
+def _groups(pieces: Sequence[tuple[NDArray[np.float32], BitPlanes]]) -> Groups:
+    """Weights and codes of the rows that share a bank, group after group."""
+    size = pieces[0][1].group_size
+    planes = [coded for _, coded in pieces]
+    offsets = [_flat(coded.offsets, -1) for coded in planes if coded.offsets is not None]
+    return Groups(
+        latent=torch.cat([_flat(weight, -1, size) for weight, _ in pieces]),
+        scales=torch.cat([_flat(coded.scales, coded.bits, -1) for coded in planes], 1),
+        offsets=torch.cat(offsets) if offsets else None,
+        codes=torch.cat([_flat(coded.signs(), coded.bits, -1, size) > 0 for coded in planes], 1),
+    )
+
+
+def _flat(array: NDArray, *shape: int) -> Tensor:
+    kept = array if array.dtype == np.int8 else array.astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(kept).reshape(shape))
 
 
 def _packed(codes: Tensor, scales: Tensor, offsets: Tensor | None, span: slice, part: _Part) -> BitPlanes:

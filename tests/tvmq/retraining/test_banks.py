@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tvmq.retraining.banks import Bank, FixedBank, NearestBank, ProjectedBank
+from tvmq.retraining.banks import Bank, FixedBank, Groups, NearestBank, ProjectedBank
 
 CASES = [(planes, offset) for planes in (1, 2, 3, 4) for offset in (False, True)]
 GROUPS, SIZE = 5, 48
@@ -23,7 +23,7 @@ def make(kind: type[Bank], planes: int, offset: bool, seed: int = 0) -> Bank:
     scales = torch.rand(planes, GROUPS).sort(0, descending=True).values * 0.8 + 0.1
     offsets = torch.randn(GROUPS) * 0.1 if offset else None
     codes = torch.rand(planes, GROUPS, SIZE) > 0.5
-    return kind(latent, scales, offsets, codes)
+    return kind(Groups(latent=latent, scales=scales, offsets=offsets, codes=codes))
 
 
 def nearest(bank: Bank) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,9 @@ def test_gradients_of_scales_are_exact(planes: int, offset: bool) -> None:
 
 
 def test_gradients_pass_straight_through_but_not_outwards() -> None:
-    bank = NearestBank(torch.tensor([[-3.0, 3.0, -3.0, 3.0, 0.2]]), torch.tensor([[1.0]]), None, None)
+    weights = torch.tensor([[-3.0, 3.0, -3.0, 3.0, 0.2]])
+    codes = (weights > 0)[None]
+    bank = NearestBank(Groups(latent=weights, scales=torch.tensor([[1.0]]), offsets=None, codes=codes))
     gradient = torch.tensor([[1.0, -1.0, -1.0, 1.0, 0.5]])
     bank(torch.float32).backward(gradient)
     assert bank.latent.grad is not None

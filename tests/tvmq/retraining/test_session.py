@@ -19,7 +19,14 @@ from tvmq.retraining.options import Method, RetrainOptions
 from tvmq.retraining.session import RetrainReport
 
 OPTIONS = RetrainOptions(
-    steps=12, batch_tokens=64, lr=2e-3, scale_lr=2e-4, eval_every=0.5, device="cpu", dtype="float32", threads=1
+    steps=12,
+    batch_tokens=64,
+    lr=2e-3,
+    scale_lr=2e-4,
+    eval_every=0.5,
+    device="cpu",
+    dtype="float32",
+    threads=1,
 )
 MIX = "chung2020-2.5-1.8-3.7"
 
@@ -37,9 +44,7 @@ def run(
     model: Path, output: Path, text: Path, options: RetrainOptions, preset: str = MIX, **more: object
 ) -> RetrainReport:
     start = PlanOptions(preset=preset)
-    return tvmq.retrain(
-        model, output, data=text, dev=text, dev_limit=3, start=start, options=options, **more
-    )  # type: ignore[arg-type]
+    return tvmq.retrain(model, output, data=text, dev=text, dev_limit=3, start=start, options=options, **more)  # type: ignore[arg-type]
 
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:
@@ -114,7 +119,13 @@ def test_phases_quantize_one_part_after_the_other(tiny_model: Path, tmp_path: Pa
 def test_training_goes_on_from_a_coded_checkpoint(tiny_model: Path, tmp_path: Path, text: Path) -> None:
     first = run(tiny_model, tmp_path / "one", text, OPTIONS)
     second = tvmq.retrain(
-        tiny_model, tmp_path / "two", data=text, dev=text, dev_limit=3, start=tmp_path / "one", options=OPTIONS
+        tiny_model,
+        tmp_path / "two",
+        data=text,
+        dev=text,
+        dev_limit=3,
+        start=tmp_path / "one",
+        options=OPTIONS,
     )
     # scales in float16 and vectors too: the same up to their rounding
     assert second.evaluations[0].divergence == pytest.approx(first.best.divergence, rel=0.02)
