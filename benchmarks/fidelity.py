@@ -83,7 +83,7 @@ def pytorch(model: Path, plan: BitPlan) -> Any:
     from tvmq.checkpoint import Checkpoint
     from tvmq.families import get_family
     from tvmq.families.executor import TorchExecutor
-    from tvmq.quantize import quantize_model
+    from tvmq.quantization import quantize_model
 
     checkpoint = Checkpoint.open(model)
     quantized = quantize_model(checkpoint, plan, checkpoint.frequencies())

@@ -10,11 +10,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import bench, compile, doctor, evaluate, inspect, load, plan, retrain, targets, verify
+    from .api import (
+        allocate,
+        bench,
+        compile,
+        doctor,
+        evaluate,
+        inspect,
+        load,
+        plan,
+        quantize,
+        report,
+        retrain,
+        targets,
+        verify,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
+    "allocate",
     "bench",
     "compile",
     "doctor",
@@ -22,6 +37,8 @@ __all__ = [
     "inspect",
     "load",
     "plan",
+    "quantize",
+    "report",
     "retrain",
     "targets",
     "verify",

@@ -99,6 +99,7 @@ def quantize(
 ) -> QuantizeReport:
     """Quantize a model folder into a coded checkpoint, which ``compile`` takes; see ``tvmq.coding``."""
     require("torch", "compile")
+    from .calibration import calibration_of
     from .coding import quantize_checkpoint
 
     planned = describe_plan(model, options.plan)
@@ -107,6 +108,7 @@ def quantize(
         Path(output),
         plan=planned.plan,
         frequencies=planned.frequencies,
+        calibration=calibration_of(Path(model), options.calibration),
         force=options.force,
         progress=progress,
     )
@@ -174,6 +176,7 @@ def _compile_folder(
     *,
     progress: Progress = no_progress,
 ) -> CompileReport:
+    from .calibration import calibration_of
     from .compiler import compile_checkpoint
 
     planned = describe_plan(model, options.plan)
@@ -182,6 +185,7 @@ def _compile_folder(
         Path(output),
         plan=planned.plan,
         frequencies=planned.frequencies,
+        calibration=calibration_of(model, options.calibration),
         target=options.target,
         tables=options.tables,
         force=options.force,
@@ -202,6 +206,10 @@ def _compile_module(
 ) -> CompileReport:
     from .module_compiler import compile_module
 
+    if options.calibration is not None:
+        raise UsageError(
+            "a module has no calibration; leave it out, and take alternating, greedy or rtn codes"
+        )
     return compile_module(
         module, example_inputs, Path(output), options, dynamic_shapes=dynamic_shapes, progress=progress
     )
@@ -341,9 +349,7 @@ def inspect(artifact: Path | str) -> dict[str, Any]:
     return read(artifact)
 
 
-def report(
-    target: Path | str, output: Path | str, options: ReportOptions = ReportOptions()
-) -> ReportResult:
+def report(target: Path | str, output: Path | str, options: ReportOptions = ReportOptions()) -> ReportResult:
     """Write an HTML page about the bits of a plan, a coded checkpoint or an artifact; loads no code of it.
 
     See ``tvmq.reporting``.

@@ -254,6 +254,23 @@ def calibrate(
     return _means(total, digest, len(table))
 
 
+def calibration_of(model: Path, path: Path | None) -> Calibration | None:
+    """The calibration file of the float model in ``model``; None without a path.
+
+    Raises:
+        UsageError: the model is a coded checkpoint, whose codes are fixed.
+        InputError: the file is damaged or belongs to another model.
+    """
+    if path is None:
+        return None
+    checkpoint = Checkpoint.open(model)
+    if checkpoint.plan is not None:
+        raise UsageError(f"{model} is a coded checkpoint, its codes are fixed; leave out --calibration")
+    calibration = Calibration.read(path)
+    calibration.check_model(checkpoint.sha256, str(model))
+    return calibration
+
+
 def _means(total: Sums, digest: str, sentences: int) -> Calibration:
     for packed, count in zip(total.packed, total.counts, strict=True):
         packed /= max(1, count)

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from relay_passes.bit_plan import BitPlan
 from schedules.packing import BitPlanes, WordPlanes
 
+from .calibration import Calibration
 from .checkpoint import Checkpoint
 from .coded_checkpoint import coded_folder, fill_coded, narrowed
 from .errors import UsageError
 from .families import TensorInfo, get_family
 from .options import Progress, no_progress
-from .quantize import quantize_model
+from .quantization import quantize_model
 from .size import FLOAT_BYTES
 
 
@@ -66,6 +67,7 @@ def quantize_checkpoint(
     *,
     plan: BitPlan,
     frequencies: NDArray[np.integer] | None = None,
+    calibration: Calibration | None = None,
     force: bool = False,
     progress: Progress = no_progress,
 ) -> QuantizeReport:
@@ -76,6 +78,7 @@ def quantize_checkpoint(
         output: folder to write; it appears complete or not at all.
         plan: bits of every tensor.
         frequencies: occurrences of each word, for bits by word; by default those in the model folder.
+        calibration: of this model, for quantizers that go by it.
         force: replace an existing coded checkpoint.
         progress: told of every phase.
 
@@ -96,7 +99,7 @@ def quantize_checkpoint(
         computed = set(family.load(checkpoint).state_dict())  # refuses what does not fit
         progress("read", 1, 1)
         counts = checkpoint.frequencies() if frequencies is None else frequencies
-        planes = quantize_model(checkpoint, plan, counts, progress)
+        planes = quantize_model(checkpoint, plan, counts, progress, calibration)
         progress("write", 0, 1)
         rest = [name for name in checkpoint.names() if name in computed - planes.keys()]
         floats = {name: narrowed(name, checkpoint.tensor(name)) for name in rest}

@@ -26,6 +26,7 @@ from .assembly import (
     stored_bits,
     tool_versions,
 )
+from .calibration import Calibration
 from .checkpoint import Checkpoint
 from .errors import InputError
 from .families import Family, get_family
@@ -33,7 +34,7 @@ from .generation import GenerationDefaults, read_defaults
 from .graphs import BANNED, fixed_name, translation_module
 from .manifest import Sinusoidal
 from .options import Progress, no_progress
-from .quantize import quantize_model
+from .quantization import quantize_model
 from .store import atomic_dir
 from .tokenizer import MarianTokenizer
 from .weights import collect, computed_orders
@@ -47,6 +48,7 @@ def compile_checkpoint(
     *,
     plan: BitPlan,
     frequencies: NDArray[np.integer] | None = None,
+    calibration: Calibration | None = None,
     target: str = "host",
     tables: Tables = "int8",
     force: bool = False,
@@ -61,6 +63,7 @@ def compile_checkpoint(
         output: folder to write; it appears complete or not at all.
         plan: bits of every tensor, see ``tvmq.planning``.
         frequencies: occurrences of each word, for bits by word; by default those in the model folder.
+        calibration: of this model, for quantizers that go by it.
         target: an ISA level, or ``host`` or ``x86-64``.
         tables: int8 lookup tables, or exact FP32 ones.
         force: replace an existing artifact.
@@ -91,7 +94,7 @@ def compile_checkpoint(
         graphs = translation_module(family.export(loaded), len(banned), defaults.beams)
         clock.start("quantize")
         counts = checkpoint.frequencies() if frequencies is None else frequencies
-        quantized = quantize_model(checkpoint, plan, counts, progress)
+        quantized = quantize_model(checkpoint, plan, counts, progress, calibration)
         clock.start("lower")
         common = pipeline.run(graphs, pipeline.common_phases(plan), levels[0].to_tvm(), dump_ir)
         fixed = (fixed_name("greedy", 1), fixed_name("beam", defaults.beams))

@@ -46,7 +46,7 @@ from .module_export import ExportedModule, export_module
 from .module_plan import ModuleGraph
 from .module_runtime import CompiledModule
 from .options import CompileOptions, Progress, no_progress
-from .quantize import quantize_model
+from .quantization import quantize_model
 from .store import atomic_dir
 from .weights import collect
 

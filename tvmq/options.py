@@ -56,6 +56,7 @@ class CompileOptions:
 
     Attributes:
         plan: bits per tensor.
+        calibration: measurements of the model on sample text, for quantizers that go by them.
         target: ISA level, or ``host`` or ``x86-64`` for a set of levels.
         isa_levels: exactly these levels instead of the target's own.
         tables: ``int8`` lookup tables, or ``exact`` FP32 tables.
@@ -64,6 +65,7 @@ class CompileOptions:
     """
 
     plan: PlanOptions = field(default_factory=PlanOptions)
+    calibration: Path | None = None
     target: str = "host"
     isa_levels: tuple[str, ...] | None = None
     tables: Tables = "int8"
@@ -77,10 +79,12 @@ class QuantizeOptions:
 
     Attributes:
         plan: bits per tensor.
+        calibration: measurements of the model on sample text, for quantizers that go by them.
         force: replace an existing coded checkpoint.
     """
 
     plan: PlanOptions = field(default_factory=PlanOptions)
+    calibration: Path | None = None
     force: bool = False
 
 

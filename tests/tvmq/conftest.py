@@ -76,7 +76,7 @@ class Lowered:
         from targets import detect_host, get_target
         from tvmq import build, pipeline
         from tvmq.generated import complete
-        from tvmq.quantize import quantize_model
+        from tvmq.quantization import quantize_model
         from tvmq.weights import collect
 
         target = get_target(level or detect_host()[0])

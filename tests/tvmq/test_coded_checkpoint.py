@@ -28,7 +28,7 @@ from tvmq.coded_checkpoint import narrowed, write_coded
 from tvmq.errors import InputError, UsageError
 from tvmq.generated import sinusoidal
 from tvmq.options import CompileOptions, PlanOptions, QuantizeOptions
-from tvmq.quantize import quantize_model
+from tvmq.quantization import quantize_model
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVEL = "x86_64_v2"
@@ -360,3 +360,29 @@ def test_reading_needs_neither_torch_nor_tvm(coded: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == "[]"
+
+
+def test_hessian_codes_by_the_flag(tvmq: Run, tiny_model: Path, coded: Path, tmp_path: Path) -> None:
+    pairs, file = tmp_path / "pairs.tsv", tmp_path / "c.safetensors"
+    pairs.write_text("open the file\tden Ordner\n" * 20, encoding="utf-8")
+    made = tvmq("plan", tiny_model, "--calibration", pairs, "--save-calibration", file, "-j", "1", "-q")
+    assert made.code == 0, made.err
+    codes = ("--preset", "2-bit", "--quantizer", "hessian")
+    refused = tvmq("quantize", tiny_model, "-o", tmp_path / "no", *codes)
+    assert refused.code == 3
+    assert "give --calibration FILE" in refused.err
+    done = tvmq("quantize", tiny_model, "-o", tmp_path / "yes", *codes, "--calibration", file, "-q")
+    assert done.code == 0, done.err
+    plain = tvmq("quantize", tiny_model, "-o", tmp_path / "plain", "--preset", "2-bit", "-q")
+    assert plain.code == 0
+    name = "model.encoder.layers.0.fc1.weight"
+    one, other = (Checkpoint.open(tmp_path / folder).tensor(name) for folder in ("yes", "plain"))
+    assert not np.array_equal(one, other)
+    fixed = tvmq("compile", coded, "-o", tmp_path / "x", "--calibration", file)
+    assert fixed.code == 2
+    assert "its codes are fixed" in fixed.err
+    foreign = tmp_path / "foreign.safetensors"
+    foreign.write_bytes(b"no calibration")
+    damaged = tvmq("quantize", tiny_model, "-o", tmp_path / "z", *codes, "--calibration", foreign)
+    assert damaged.code == 3
+    assert damaged.err.count("\n") == 1

@@ -25,7 +25,7 @@ from targets import detect_host
 from tvmq.errors import InputError, TvmqError, UsageError, VerificationError
 from tvmq.module_runtime import CompiledModule
 from tvmq.options import CompileOptions, PlanOptions
-from tvmq.quantize import quantize_model
+from tvmq.quantization import quantize_model
 
 WIDTH, HEADS, WORDS, LONGEST = 64, 4, 301, 24
 LEVEL = detect_host()[:1]

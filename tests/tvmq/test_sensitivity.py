@@ -14,7 +14,7 @@ from relay_passes.bit_plan import SCHEMA, BitPlan, BlockBits, WordBits, plan_has
 from tvmq.checkpoint import Checkpoint
 from tvmq.errors import InputError, UsageError
 from tvmq.families import get_family
-from tvmq.quantize import quantize_matrix
+from tvmq.quantization import quantize_matrix
 from tvmq.samples import Sample, Samples
 from tvmq.sensitivity import measure_sensitivities
 from tvmq.sensitivity_table import Coding, Sensitivities, decode_sensitivities, encode_sensitivities

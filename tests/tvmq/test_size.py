@@ -9,7 +9,7 @@ import pytest
 from schedules.packing import WordPlanes
 from tvmq.families.family import TensorInfo
 from tvmq.planning import make_plan
-from tvmq.quantize import quantize_model
+from tvmq.quantization import quantize_model
 from tvmq.size import predict_size
 
 LAYERS, WIDTH, FFN, WORDS = 6, 512, 2048, 32768

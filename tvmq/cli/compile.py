@@ -15,6 +15,7 @@ from tvmq.options import CompileOptions, Tables
 from .options import (
     MB,
     Bits,
+    CalibrationFile,
     DryRun,
     Frequencies,
     GroupSize,
@@ -56,6 +57,7 @@ def compile_model(
     scale_dtype: ScaleDtype = None,
     frequencies: Frequencies = None,
     text: Text = None,
+    calibration: CalibrationFile = None,
     dump_ir: DumpIr = None,
     dry_run: DryRun = False,
     force: Force = False,
@@ -87,6 +89,7 @@ def compile_model(
         raise UsageError("where to? name the folder to write: -o NAME.tvmq (or --dry-run)")
     options = CompileOptions(
         plan=plan,
+        calibration=calibration,
         target=target,
         isa_levels=tuple(isa.split(",")) if isa else None,
         tables=tables,

@@ -32,7 +32,7 @@ Set = Annotated[
         "--set", metavar="PATTERN=BITS", help="Bits of a block or of matching tensors; the last one wins."
     ),
 ]
-Quantizer = Annotated[str | None, typer.Option("--quantizer", help="alternating, greedy or rtn.")]
+Quantizer = Annotated[str | None, typer.Option("--quantizer", help="alternating, hessian, greedy or rtn.")]
 GroupSize = Annotated[
     int | None, typer.Option("--group-size", min=0, help="Columns that share a scale; 0 is a whole row.")
 ]
@@ -43,6 +43,10 @@ ScaleDtype = Annotated[
 ]
 Frequencies = Annotated[Path | None, typer.Option("--frequencies", help="token_freq.tsv for bits by word.")]
 Text = Annotated[Path | None, typer.Option("--text", help="Text to count token frequencies in instead.")]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option("--calibration", help="Measurements on sample text, for quantizers that go by them."),
+]
 
 
 def plan_options(

@@ -14,6 +14,7 @@ from tvmq.options import QuantizeOptions
 from .options import (
     MB,
     Bits,
+    CalibrationFile,
     DryRun,
     Frequencies,
     GroupSize,
@@ -46,6 +47,7 @@ def quantize_model(
     scale_dtype: ScaleDtype = None,
     frequencies: Frequencies = None,
     text: Text = None,
+    calibration: CalibrationFile = None,
     dry_run: DryRun = False,
     force: Force = False,
     json_output: Json = False,
@@ -74,8 +76,9 @@ def quantize_model(
         return
     if output is None:
         raise UsageError("where to? name the folder to write: -o FOLDER (or --dry-run)")
+    options = QuantizeOptions(plan=plan, calibration=calibration, force=force)
     with ui.progress() as progress:
-        report = api.quantize(model, output, QuantizeOptions(plan=plan, force=force), progress=progress)
+        report = api.quantize(model, output, options, progress=progress)
     rows = {
         "written": f"{output} in {report.seconds:.1f} s",
         "size": f"{report.size_bytes / MB:.1f} MB, {report.ratio:.1f} times smaller than FP32",

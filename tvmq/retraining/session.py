@@ -16,13 +16,14 @@ from torch import Tensor
 
 from relay_passes.bit_plan import BitPlan, plan_hash
 from schedules.packing import BitPlanes, WordPlanes
+from tvmq.calibration import calibration_of
 from tvmq.checkpoint import Checkpoint
 from tvmq.coded_checkpoint import coded_folder, fill_coded
 from tvmq.errors import InputError, MissingToolError, UsageError
 from tvmq.families import get_family
 from tvmq.model_plan import plan_model
 from tvmq.options import PlanOptions, Progress, no_progress
-from tvmq.quantize import quantize_model
+from tvmq.quantization import quantize_model
 from tvmq.samples import read_samples
 from tvmq.store import sha256_file
 
@@ -76,10 +77,13 @@ def start_from(
 
     def start(checkpoint: Checkpoint, names: list[str]) -> Start:
         if isinstance(given, Path):
+            if calibration is not None:
+                raise UsageError("--start brings its own codes; leave out --calibration")
             return Start.from_coded(given, names)
         planned = plan_model(checkpoint.path, given)
         counts = checkpoint.frequencies() if planned.frequencies is None else planned.frequencies
-        planes = quantize_model(checkpoint, planned.plan, counts)
+        measured = calibration_of(checkpoint.path, calibration)
+        planes = quantize_model(checkpoint, planned.plan, counts, calibration=measured)
         latents = {name: checkpoint.tensor(name) for name in planes}
         return Start(plan=planned.plan, planes=planes, latents=latents, floats={})
 

@@ -12,7 +12,7 @@ from relay_passes.bit_plan import BitPlan, BlockBits, WordBits
 from schedules.packing import BitPlanes, WordPlanes
 from tvmq.calibration import Calibration, pack_triangle
 from tvmq.errors import InputError
-from tvmq.quantize import quantize_matrix, quantize_model, quantize_words
+from tvmq.quantization import quantize_matrix, quantize_model, quantize_words
 from tvmq.word_bits import frequency_order
 
 COUNTS = np.array([5, 1, 9, 0, 9, 2])

@@ -152,7 +152,8 @@ def _check_calibration(entries: Sequence[BlockBits | WordBits], calibration: Cal
     if needing and calibration is None:
         first = needing[0]
         raise InputError(
-            f"{first.tensor}: {first.quantizer} codes need calibration data: give --calibration FILE"
+            f"{first.tensor}: {first.quantizer} codes need calibration data: give --calibration FILE "
+            "(made by tvmq plan MODEL --calibration PAIRS.tsv --save-calibration FILE)"
         )
 
 
