@@ -31,6 +31,8 @@ RELATIVE_GAP = 1e-6
 """How close to the optimum the exact solver must come before it stops."""
 SECONDS = 60.0
 """Longest search of the exact solver; what it holds then is used, and the gap says how good that is."""
+TOLERANCE = 1e-5
+"""Milliseconds; ten times what the exact solver may exceed a limit by."""
 _PRECISION = 1e-13
 """Relative width at which the bisection of a price stops."""
 _SECTIONS = 60
@@ -89,21 +91,35 @@ class Solution:
 def solve(items: Sequence[Item], *, max_bytes: float = math.inf, max_ms: float = math.inf) -> Solution:
     """The choices of least total damage within both budgets.
 
+    Both budgets are kept; of plans within ``TOLERANCE`` of the one in milliseconds the best may be missed.
+
     Raises:
         UsageError: even the smallest (or fastest) choices exceed a budget.
         MissingToolError: scipy is not installed.
     """
     require("scipy", "plan")
+    table = _Table.of(items)
+    _check_reachable(table, max_bytes, max_ms)
+    picks = _milp(table, max_bytes, max_ms)
+    if picks is not None and table.sum_of(table.ms, picks) > max_ms:
+        picks = _milp(table, max_bytes, max_ms - TOLERANCE)
+    if picks is None:
+        raise UsageError("the budgets in bytes and milliseconds cannot both be kept; give more of one")
+    return _solution(table, picks, max_bytes, max_ms)
+
+
+def _milp(table: _Table, max_bytes: float, max_ms: float) -> NDArray[np.intp] | None:
+    """The choice of each item, or None where nothing fits; ``max_ms`` holds to within the tolerance."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
-    table = _Table.of(items)
-    _check_reachable(table, max_bytes, max_ms)
     real = table.real
-    owner = np.repeat(np.arange(len(items)), table.counts)
+    owner = np.repeat(np.arange(len(real)), table.counts)
     one_each = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
     constraints = [LinearConstraint(one_each, 1, 1)]
-    limits = ((table.bytes, max_bytes), (table.ms, max_ms))
+    # bytes are whole numbers: half a byte more admits nothing more, and keeps the solver's tolerance out
+    whole = math.floor(max_bytes) + 0.5 if math.isfinite(max_bytes) else max_bytes
+    limits = ((table.bytes, whole), (table.ms, max_ms))
     constraints += [
         LinearConstraint(cost[real][None], ub=limit) for cost, limit in limits if math.isfinite(limit)
     ]
@@ -116,10 +132,10 @@ def solve(items: Sequence[Item], *, max_bytes: float = math.inf, max_ms: float =
             options={"mip_rel_gap": RELATIVE_GAP, "time_limit": SECONDS},
         )
     if found.x is None:
-        raise UsageError("the budgets in bytes and milliseconds cannot both be kept; give more of one")
+        return None
     taken = np.zeros(real.shape)
     taken[real] = found.x
-    return _solution(table, np.argmax(taken, 1), max_bytes, max_ms)
+    return np.argmax(taken, 1)
 
 
 @contextmanager

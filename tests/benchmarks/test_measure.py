@@ -4,7 +4,6 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.measure import Series, run_rounds
-from benchmarks.quality import markdown, settings
 from benchmarks.report import rows
 from benchmarks.workload import Workload, random_workload
 
@@ -49,22 +48,3 @@ def test_random_sources_have_the_asked_shape_and_no_special_ids() -> None:
     workload = random_workload(vocabulary=50, eos=0, sentences=4, length=20, forced=24, seed=1)
     assert [len(source) for source in workload.sources] == [20] * 4
     assert all(source[-1] == 0 and set(source[:-1]) <= set(range(2, 49)) for source in workload.sources)
-
-
-def test_quality_table_has_a_row_per_setting() -> None:
-    chosen = settings(["greedy", "grouped"], ["2-bit"])
-    assert [(entry.name, entry.plan.quantizer, entry.plan.group_size) for entry in chosen] == [
-        ("fp32", None, None),
-        ("2-bit", "greedy", 0),
-        ("2-bit", "alternating", 128),
-    ]
-    row = {
-        "setting": "2-bit",
-        "codes": "greedy",
-        "bits_per_weight": 2.1,
-        "size_bytes": 13_000_000,
-        "bleu": 9.87,
-    }
-    text = markdown([{**row, "chrf": 40.0, "beam": 4, "sentences": 10, "signature": "sig"}])
-    assert "| 2-bit | greedy | 2.10 | 13.0 | 9.9 | 40.0 |" in text
-    assert text.endswith("Beam 4, 10 sentences; `sig`")
