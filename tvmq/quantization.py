@@ -13,7 +13,7 @@ from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
 from schedules.packing import BitPlanes, WordPlanes
 
 from .calibration import Calibration
-from .errors import InputError
+from .errors import InputError, UsageError
 from .families.family import TensorSource
 from .options import Progress, no_progress
 from .quantizers import NEED_MOMENTS, get_quantizer
@@ -46,8 +46,8 @@ def quantize_model(
         calibration: what the matrices read; needed for quantizers in ``NEED_MOMENTS``.
 
     Raises:
-        InputError: the plan does not fit, frequencies or calibration are missing, or a tensor cannot be
-            quantized.
+        InputError: the plan does not fit, frequencies are missing, or a tensor cannot be quantized.
+        UsageError: codes of the plan need a calibration, and there is none.
     """
     entries = [e for e in plan.entries() if isinstance(e, WordBits) or e.bits != FLOAT_BITS]
     sizes = [int(np.prod(source.shape(entry.tensor))) for entry in entries]
@@ -147,11 +147,11 @@ def _planes(
 
 
 def _check_calibration(entries: Sequence[BlockBits | WordBits], calibration: Calibration | None) -> None:
-    """InputError where codes need a calibration and there is none, before any work is done."""
+    """UsageError where codes need a calibration and there is none, before any work is done."""
     needing = [entry for entry in entries if entry.quantizer in NEED_MOMENTS]
     if needing and calibration is None:
         first = needing[0]
-        raise InputError(
+        raise UsageError(
             f"{first.tensor}: {first.quantizer} codes need calibration data: give --calibration FILE "
             "(made by tvmq plan MODEL --calibration PAIRS.tsv --save-calibration FILE)"
         )

@@ -11,7 +11,7 @@ import pytest
 from relay_passes.bit_plan import BitPlan, BlockBits, WordBits
 from schedules.packing import BitPlanes, WordPlanes
 from tvmq.calibration import Calibration, pack_triangle
-from tvmq.errors import InputError
+from tvmq.errors import InputError, UsageError
 from tvmq.quantization import quantize_matrix, quantize_model, quantize_words
 from tvmq.word_bits import frequency_order
 
@@ -142,7 +142,7 @@ def test_hessian_codes_take_the_moments_of_their_tensor() -> None:
 
 
 def test_hessian_codes_without_a_calibration() -> None:
-    with pytest.raises(InputError, match="a: hessian codes need calibration data: give --calibration FILE"):
+    with pytest.raises(UsageError, match="a: hessian codes need calibration data: give --calibration FILE"):
         quantize_model(model(), plan(quantizer="hessian"), COUNTS)
     with pytest.raises(InputError, match=r"does not hold .*a.*from this model again"):
         quantize_model(model(), plan(quantizer="hessian"), COUNTS, calibration=calibration(b=np.eye(10)))

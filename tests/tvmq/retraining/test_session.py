@@ -11,12 +11,14 @@ import pytest
 
 import tvmq
 from tvmq import api
+from tvmq.calibration import calibrate
 from tvmq.checkpoint import Checkpoint
 from tvmq.errors import InputError, UsageError
 from tvmq.options import CompileOptions, PlanOptions, QuantizeOptions
 from tvmq.retraining.loop import Evaluation
 from tvmq.retraining.options import Method, RetrainOptions
 from tvmq.retraining.session import RetrainReport
+from tvmq.samples import read_samples
 
 OPTIONS = RetrainOptions(
     steps=12,
@@ -131,3 +133,19 @@ def test_training_goes_on_from_a_coded_checkpoint(tiny_model: Path, tmp_path: Pa
     assert second.evaluations[0].divergence == pytest.approx(first.best.divergence, rel=0.02)
     with pytest.raises(InputError, match="not a coded checkpoint"):
         tvmq.retrain(tiny_model, tmp_path / "x", data=text, dev=text, start=tiny_model, options=OPTIONS)
+
+
+def test_hessian_codes_need_the_calibration_and_coded_ones_none(
+    tiny_model: Path, tmp_path: Path, text: Path
+) -> None:
+    preset, file = PlanOptions(preset="2-bit", quantizer="hessian"), tmp_path / "c.safetensors"
+    given = {"data": text, "dev": text, "dev_limit": 3, "options": replace(OPTIONS, steps=1)}
+    with pytest.raises(UsageError, match="give --calibration FILE"):
+        tvmq.retrain(tiny_model, tmp_path / "x", start=preset, **given)  # type: ignore[arg-type]
+    calibrate(tiny_model, read_samples(tiny_model, text)).write(file)
+    tvmq.retrain(tiny_model, tmp_path / "out", start=preset, calibration=file, **given)  # type: ignore[arg-type]
+    plan = Checkpoint.open(tmp_path / "out").plan
+    assert plan is not None
+    assert {entry.quantizer for entry in plan.entries()} == {"hessian"}
+    with pytest.raises(UsageError, match="leave out --calibration"):
+        tvmq.retrain(tiny_model, tmp_path / "y", start=tmp_path / "out", calibration=file, **given)  # type: ignore[arg-type]
