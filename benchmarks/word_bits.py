@@ -49,13 +49,13 @@ def algorithm1(words: int) -> dict[float, Clusters]:
     }
 
 
-def optimum(counts: NDArray[np.integer], columns: int, target: float) -> Clusters:
+def optimum(counts: NDArray[np.integer], columns: int, target: float, quantizer: str) -> Clusters:
     """The cut of least expected damage whose mean width comes closest to ``target`` from below.
 
     Damage of a width: its relative error on Gauss-like rows to the power that whole models show
     (``tvmq.bit_mix``), the same for all words but for how much a word matters.
     """
-    error = np.array(RELATIVE_ERROR["alternating"][: len(WIDTHS)]) ** DAMAGE_POWER
+    error = np.array(RELATIVE_ERROR[quantizer][: len(WIDTHS)]) ** DAMAGE_POWER
     curve = word_curve([len(counts)], WIDTHS, error[:, None], counts)
     cuts = optimal_clusters(curve, [columns * bits // 8 for bits in WIDTHS], PRICES)
     return max((cut for cut in cuts if mean_bits(cut) <= target + 1e-9), key=mean_bits)
@@ -88,6 +88,8 @@ def settings(model: Path, quantizer: str, work: Path) -> list[Setting]:
     family = get_family(checkpoint.config)
     infos = family.tensors(family.read_config(checkpoint.config))
     counts = checkpoint.frequencies()
+    if quantizer not in RELATIVE_ERROR:
+        raise typer.BadParameter(f"unknown codes {quantizer!r}; known: {', '.join(RELATIVE_ERROR)}")
     if counts is None:
         raise typer.BadParameter(f"{model} has no token_freq.tsv")
     words, columns = next(info.shape for info in infos if info.is_embedding)
@@ -95,7 +97,7 @@ def settings(model: Path, quantizer: str, work: Path) -> list[Setting]:
     for ratio, clusters in algorithm1(words).items():
         rows[f"Algorithm 1, r = {ratio}, {mean_bits(clusters):.2f}"] = clusters
     for target in (*(mean_bits(clusters) for clusters in algorithm1(words).values()), 2.0):
-        best = optimum(counts, columns, target)
+        best = optimum(counts, columns, target, quantizer)
         rows[f"optimum, {mean_bits(best):.2f}"] = best
     found = []
     for number, (name, clusters) in enumerate(rows.items()):

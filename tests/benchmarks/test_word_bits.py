@@ -21,7 +21,7 @@ def test_algorithm_1_gives_the_means_of_the_paper() -> None:
 
 @pytest.mark.parametrize("target", [1.14, 1.32, 1.73, 2.0, 2.5])
 def test_the_optimum_meets_its_mean_and_never_gives_rarer_words_more(target: float) -> None:
-    clusters = word_bits.optimum(COUNTS, 512, target)
+    clusters = word_bits.optimum(COUNTS, 512, target, "alternating")
     assert sum(rows for rows, _ in clusters) == len(COUNTS)
     assert target - 0.08 < word_bits.mean_bits(clusters) <= target + 1e-9
     bits = [width for _, width in clusters]
