@@ -141,6 +141,8 @@ def retrain_model(
     Raises:
         TvmqError: anything given cannot be used.
     """
+    if options.method == "pnr" and not options.period:
+        raise UsageError("pnr needs the steps between two projections: give --period, such as 500")
     device = pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)

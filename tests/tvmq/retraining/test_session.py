@@ -149,3 +149,9 @@ def test_hessian_codes_need_the_calibration_and_coded_ones_none(
     assert {entry.quantizer for entry in plan.entries()} == {"hessian"}
     with pytest.raises(UsageError, match="leave out --calibration"):
         tvmq.retrain(tiny_model, tmp_path / "y", start=tmp_path / "out", calibration=file, **given)  # type: ignore[arg-type]
+
+
+def test_a_projection_needs_its_period(tiny_model: Path, tmp_path: Path, text: Path) -> None:
+    with pytest.raises(UsageError, match="--period"):
+        run(tiny_model, tmp_path / "out", text, replace(OPTIONS, method="pnr"))
+    assert not (tmp_path / "out").exists()
