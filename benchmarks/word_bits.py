@@ -22,7 +22,8 @@ from tvmq.bit_mix import DAMAGE_POWER, RELATIVE_ERROR
 from tvmq.checkpoint import Checkpoint
 from tvmq.families import TensorInfo, get_family
 from tvmq.options import PlanOptions, SearchOptions
-from tvmq.word_bits import cluster_sizes, optimal_clusters, word_curve
+from tvmq.store import atomic_write
+from tvmq.word_bits import Clusters, algorithm1_clusters, optimal_clusters, word_curve
 
 from .quality import DEFAULT_MODEL, FP32, Setting, Table, Workload, markdown
 
@@ -33,8 +34,6 @@ UNIFORM = (1, 2, 3)
 PRICES = np.geomspace(1e-12, 1e-2, 4000)
 """Damage per byte, from almost free to dear: fine enough to meet every mean width."""
 
-Clusters = tuple[tuple[int, int], ...]
-
 
 def mean_bits(clusters: Clusters) -> float:
     """Mean width over all words."""
@@ -43,10 +42,8 @@ def mean_bits(clusters: Clusters) -> float:
 
 def algorithm1(words: int) -> dict[float, Clusters]:
     """Clusters by r: b = 4 down to 1 bit, each r times as large as the one before."""
-    return {
-        ratio: tuple((rows, 4 - i) for i, rows in enumerate(cluster_sizes(words, 4, ratio)) if rows)
-        for ratio in RATIOS
-    }
+    _, *cuts = algorithm1_clusters(words, [4], RATIOS)
+    return dict(zip(RATIOS, cuts, strict=True))
 
 
 def optimum(counts: NDArray[np.integer], columns: int, target: float, quantizer: str) -> Clusters:
@@ -102,7 +99,7 @@ def settings(model: Path, quantizer: str, work: Path) -> list[Setting]:
     found = []
     for number, (name, clusters) in enumerate(rows.items()):
         path = work / f"{quantizer}-{number}.json"
-        path.write_bytes(encode_plan(plan_for(infos, clusters, quantizer, name)))
+        atomic_write(path, encode_plan(plan_for(infos, clusters, quantizer, name)))
         found.append(Setting(name=name, codes=quantizer, plan=PlanOptions(plan=path)))
     return found
 

@@ -237,7 +237,7 @@ def retrain(
         data: training text, ``source TAB target`` lines, plain or .xz.
         dev: development text, never trained on; it decides which weights are kept.
         start: a coded checkpoint to go on from, or how many bits every tensor gets.
-        calibration: file of ``calibrate``, for plans with hessian codes.
+        calibration: file of ``tvmq plan --save-calibration``, for plans with hessian codes.
         dev_limit: only the first development pairs.
         options: method, limits and learning rates.
         force: replace an existing coded checkpoint.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tvmq.evaluation import read_pairs, score
-from tvmq.samples import Batch, Samples, batches, read_samples
+from tvmq.samples import Batch, Samples, batch_rows, batches, read_samples
 from tvmq.tokenizer import MarianTokenizer
 
 from .objective import TensorBatch, losses
@@ -59,13 +59,9 @@ class Development:
     def bleu(self, student: Any, tokens: int, device: torch.device) -> float:
         """BLEU of greedy search, every prefix computed anew (no cache: training code stays one forward)."""
         texts = [""] * len(self.samples)
-        order = sorted(range(len(self.samples)), key=lambda i: len(self.samples[i].source))
-        step = max(1, tokens // 128)
-        for first in range(0, len(order), step):
-            places = order[first : first + step]
-            batch = Samples([self.samples[i] for i in places]).batch(
-                torch.arange(len(places)).numpy(), student.config.pad_id
-            )
+        # outputs may be twice as long as sources, and logits of all their positions are held at once
+        for places in batch_rows(self.samples.lengths(), tokens // 4):
+            batch = self.samples.batch(places, student.config.pad_id)
             for place, ids in zip(places, _greedy(student, batch, device), strict=True):
                 texts[place] = self.tokenizer.decode(ids)
         return score(texts, self.references).value

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tvmq.errors import InputError
-from tvmq.store import parse_json
+from tvmq.store import atomic_file, parse_json
 from tvmq.tensor_file import open_weights, write_weights
 
 _FACTS = "facts"
@@ -37,11 +36,8 @@ def save(
         tensors[f"step/{names[id(parameter)]}"] = torch.as_tensor(moments["step"]).reshape(1).float()
     arrays = {name: _writable(tensor) for name, tensor in tensors.items()}
     arrays[_FACTS] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
-    beside = path.with_name(path.name + ".tmp")
-    write_weights(beside, arrays)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
+    with atomic_file(path) as place:
+        write_weights(place, arrays)
 
 
 def restore(
