@@ -17,7 +17,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from .bit_plan import FLOAT_BITS, BitPlan
 from .check_bits import PLANNED_ATTR
-from .composite import EMBEDDING, LINEAR, NORM, composite_of, inner_call, patterns
+from .composite import EMBEDDING, LINEAR, NORM, activation_of, composite_of, inner_call, patterns
 from .fusible import FusionRules
 from .lowering import is_entry
 
@@ -94,7 +94,7 @@ def _facts(composite: Any, call: Any, bits: dict[str, int]) -> dict[str, Any]:
         "tvmq.bits": bits.get(tensor, FLOAT_BITS),
     }
     if composite.kind == LINEAR:
-        facts["tvmq.activation"] = "relu" if inner_call(composite, "relax.nn.relu") is not None else ""
+        facts["tvmq.activation"] = activation_of(composite)
     if composite.kind == EMBEDDING:
         scale = inner_call(composite, "relax.multiply")
         facts["tvmq.factor"] = 1.0 if scale is None else float(scale.args[1].value.numpy())

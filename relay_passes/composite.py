@@ -16,20 +16,26 @@ from tvm import relax
 from tvm.relax.dpl import is_const, is_op, wildcard
 
 LINEAR, EMBEDDING, NORM = "tvmq.linear", "tvmq.embedding", "tvmq.norm"
-ACTIVATIONS = {"relax.nn.relu": "relu"}
+ACTIVATIONS = {
+    "relax.nn.relu": "relu",
+    "relax.nn.gelu": "gelu",
+    "relax.nn.gelu_tanh": "gelu_tanh",
+    "relax.tanh": "tanh",
+}
+"""Operator -> the name that kernels know it by, of activations that end a linear."""
 
 
 def patterns(check: Any) -> list[Any]:
     """The fusion patterns, longest first; ``check(kind, context)`` accepts or rejects a match."""
     found: list[Any] = []
-    for activation in (True, False):
+    for activation in (*ACTIVATIONS, ""):
         for bias in (True, False):
             found.append(_linear(bias, activation, check))
     found += [_embedding(True, check), _embedding(False, check), _norm(True, check), _norm(False, check)]
     return found
 
 
-def _linear(bias: bool, activation: bool, check: Any) -> tuple[Any, ...]:
+def _linear(bias: bool, activation: str, check: Any) -> tuple[Any, ...]:
     x, w, b = wildcard(), wildcard(), wildcard()
     out = is_op("relax.matmul")(x, is_op("relax.permute_dims")(w))
     names = {"x": x, "w": w}
@@ -37,7 +43,7 @@ def _linear(bias: bool, activation: bool, check: Any) -> tuple[Any, ...]:
         out = is_op("relax.add")(out, b)
         names["b"] = b
     if activation:
-        out = is_op("relax.nn.relu")(out)
+        out = is_op(activation)(out)
     return (LINEAR, out, names, lambda context: check(LINEAR, context))
 
 
@@ -123,6 +129,12 @@ def _roles(kind: str, function: Any) -> dict[str, int]:
             else:
                 note("x", norm.args[0])
     return roles
+
+
+def activation_of(composite: Composite) -> str:
+    """The activation at the end of a linear, "" without one."""
+    names = (name for op, name in ACTIVATIONS.items() if inner_call(composite, op) is not None)
+    return next(names, "")
 
 
 def inner_call(composite: Composite, op: str) -> Any:

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .activation import reference as activation_reference
+from .epilogue import Epilogue
 from .packing import BLOCK_ROWS, row_blocks
-from .tir import KernelBuilder, T, body, fsplat, load, put, scratch, splat, store, times
+from .tir import KernelBuilder, T, body, fsplat, load, scratch, splat, store, times
 
 VECTORS = BLOCK_ROWS // 16
 TOKEN_TILES = (4, 1)
@@ -23,7 +25,7 @@ PARALLEL_FLOPS = 1 << 19
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloatSpec:
-    """Shape and epilogue of one FP32 product."""
+    """Shape and epilogue of one FP32 product; ``activation`` is a name of ``schedules.activation``."""
 
     n: int
     k: int
@@ -44,8 +46,7 @@ def reference(
 ) -> NDArray[np.float32]:
     """NumPy meaning of :func:`float_gemm`: float32[m, n]."""
     y = x @ weight.T
-    y = y if bias is None else y + bias
-    return np.maximum(y, 0) if spec.activation == "relu" else y
+    return activation_reference(spec.activation, y if bias is None else y + bias)
 
 
 def float_gemm(spec: FloatSpec, name: str = "float_gemm") -> Any:
@@ -81,22 +82,9 @@ def _tile(spec: FloatSpec, x: Any, weight: Any, bias: Any, y: Any, block: Any, r
             wide = T.Bind(splat(x[row + t, c]))
             for v in range(VECTORS):
                 store(acc[t][v], (0,), load(acc[t][v], (0,), 16) + times(wide, columns[v]), 16)
-    relu = spec.activation == "relu"
+    end = Epilogue(
+        out=y, bias=bias, activation=spec.activation, start=0, columns=spec.n, block=BLOCK_ROWS
+    )
     for t in range(tokens):
         for v in range(VECTORS):
-            first = block * BLOCK_ROWS + 16 * v
-            if spec.n % BLOCK_ROWS == 0:
-                _store_vector(acc[t][v], bias, y, row + t, first, relu)
-                continue
-            with T.If(first + 16 <= spec.n):
-                with T.Then():
-                    _store_vector(acc[t][v], bias, y, row + t, first, relu)
-                with T.Else(), T.serial(0, 16) as lane, T.If(first + lane < spec.n), T.Then():
-                    value = acc[t][v][lane] if bias is None else acc[t][v][lane] + bias[first + lane]
-                    put(y, (row + t, first + lane), T.max(value, T.float32(0)) if relu else value)
-
-
-def _store_vector(acc: Any, bias: Any, y: Any, row: Any, first: Any, relu: bool) -> None:
-    value = load(acc, (0,), 16)
-    value = value if bias is None else value + load(bias, (first,), 16)
-    store(y, (row, first), T.max(value, fsplat(0.0)) if relu else value, 16)
+            end.write(acc[t][v], 0, row + t, block * BLOCK_ROWS + 16 * v)

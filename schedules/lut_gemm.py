@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .activation import reference as activation_reference
+from .epilogue import Epilogue
 from .intrin_exact import exact_sum
 from .intrin_x86 import TILES, tile_sum
 from .lut_table import ENTRIES, Tables, table_dtype
@@ -53,7 +55,7 @@ class LutSpec:
         outputs: columns of each output [m, n].
         segments: row segments in the order of their parameters.
         bias: per output, whether a bias[n] is added.
-        activation: per output, "" or "relu".
+        activation: per output, a name of ``schedules.activation``.
     """
 
     k: int
@@ -98,8 +100,7 @@ def reference(
     for index, bias in enumerate(biases):
         if bias is not None:
             outs[index] = outs[index] + bias
-        if spec.activation[index] == "relu":
-            outs[index] = np.maximum(outs[index], 0)
+        outs[index] = activation_reference(spec.activation[index], outs[index])
     return outs
 
 
@@ -267,33 +268,16 @@ class _SegmentEmitter:
         return half_to_float(value, 16) if self.isa in NO_F16C else T.Cast("float32x16", value)
 
     def _store(self, block: Any, row: Any, acc: Any, bias: Any, out: Any) -> None:
-        start, rows = self.segment.start, self.segment.rows
-        relu = self.spec.activation[self.segment.output] == "relu"
+        end = Epilogue(
+            out=out,
+            bias=bias,
+            activation=self.spec.activation[self.segment.output],
+            start=self.segment.start,
+            columns=self.segment.rows,
+            block=BLOCK_ROWS,
+        )
         for tile in range(TILES):
-            first = block * BLOCK_ROWS + tile * 16
-
-            def whole(tile: int = tile, first: Any = first) -> None:
-                value = load(acc, (tile * 16,), 16)
-                if bias is not None:
-                    value = value + load(bias, (start + first,), 16)
-                value = T.max(value, fsplat(0.0)) if relu else value
-                store(out, (row, start + first), value, 16)
-
-            def ragged(tile: int = tile, first: Any = first) -> None:
-                with T.serial(0, 16) as lane, T.If(first + lane < rows), T.Then():
-                    value = acc[tile * 16 + lane]
-                    if bias is not None:
-                        value = value + bias[start + first + lane]
-                    put(out, (row, start + first + lane), T.max(value, T.float32(0)) if relu else value)
-
-            if rows % BLOCK_ROWS == 0:
-                whole()
-            else:
-                with T.If(first + 16 <= rows):
-                    with T.Then():
-                        whole()
-                    with T.Else():
-                        ragged()
+            end.write(acc, tile * TILE_ROWS, row, block * BLOCK_ROWS + tile * TILE_ROWS)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def vector_exp(x: Any, lanes: int = LANES) -> Any:
     n = T.Bind(intrinsic(f"float32x{lanes}", "llvm.rint", T.Bind(x * fsplat(1.44269504088896341, lanes))))
     high, low = (times(n, fsplat(part, lanes), lanes) for part in (_LN2_HIGH, _LN2_LOW))
     r = T.Bind((x - high) - low)
-    poly = T.Bind((times(_polynomial(_EXP_TERMS, r, lanes), r * r, lanes) + r) + fsplat(1.0, lanes))
+    poly = T.Bind((times(polynomial(_EXP_TERMS, r, lanes), r * r, lanes) + r) + fsplat(1.0, lanes))
     exponent = T.shift_left(T.Cast(f"int32x{lanes}", n), isplat(23, lanes))
     return as_type(as_type(poly, f"int32x{lanes}") + exponent, f"float32x{lanes}")
 
@@ -39,7 +39,7 @@ def vector_log(x: Any, lanes: int = LANES) -> Any:
     e = T.Bind(T.Cast(f"float32x{lanes}", exponent + T.Select(large, isplat(1, lanes), isplat(0, lanes))))
     r = T.Bind(T.Select(large, m * fsplat(0.5, lanes), m) - fsplat(1.0, lanes))
     square = T.Bind(times(r, r, lanes))
-    tail = times(_polynomial(_LOG_TERMS, r, lanes) * r, square, lanes)
+    tail = times(polynomial(_LOG_TERMS, r, lanes) * r, square, lanes)
     tail = tail + times(e, fsplat(_LN2_LOW, lanes), lanes)
     tail = tail - times(square, fsplat(0.5, lanes), lanes)
     return (r + tail) + times(e, fsplat(_LN2_HIGH, lanes), lanes)
@@ -50,7 +50,7 @@ def first_lane(vector: Any) -> Any:
     return shuffle([T.Bind(vector)], [0])
 
 
-def _polynomial(terms: Sequence[float], x: Any, lanes: int) -> Any:
+def polynomial(terms: Sequence[float], x: Any, lanes: int) -> Any:
     """Horner's rule, highest power first."""
     value: Any = fsplat(terms[0], lanes)
     for term in terms[1:]:

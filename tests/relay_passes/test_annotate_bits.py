@@ -208,6 +208,22 @@ def test_names_bits_and_uses_of_every_composite(graph: Any, apply: Any, plan: An
     assert found["plain"]["tvmq.activation"] == ""
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "tanh"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_activations_end_their_linear(
+    graph: Any, apply: Any, plan: Any, operators: Any, activation: str, bias: bool
+) -> None:
+    weights = {"w.weight": "float32[8, 8]", "v": "float32[8]"}
+    module = graph(
+        {"x": "float32[m, 8]"},
+        weights,
+        lambda g, x, w, v: getattr(g, activation)(g.linear(x, w, v if bias else None)),
+    )
+    after = apply(module, AnnotateBits(plan=plan({})))
+    assert operators(after) == [LINEAR]
+    assert facts(after)["w"]["tvmq.activation"] == activation
+
+
 def test_each_graph_counts_its_own_uses(graph: Any, apply: Any, plan: Any) -> None:
     inputs, weights = {"x": "float32[m, 8]"}, {"a.weight": "float32[8, 8]", "b.weight": "float32[8, 8]"}
     module = graph(inputs, weights, lambda g, x, a, b: g.linear(x, a), name="encode")

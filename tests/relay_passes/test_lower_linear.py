@@ -41,18 +41,19 @@ def table(g: Any, x: Any, layout: ColumnLayout, tables: Tables = "int8", rows: s
     )
 
 
-def test_quantized_linear_with_bias_and_relu(
-    graph: Any, annotated: Any, apply: Any, same: Any, plan: Any
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "tanh"])
+def test_quantized_linear_with_bias_and_activation(
+    graph: Any, annotated: Any, apply: Any, same: Any, plan: Any, activation: str
 ) -> None:
     bits = plan({"fc.weight": 3})
     before = graph(
         {"x": "float32[m, 40]"},
         {"fc.weight": "float32[70, 40]", "fc.bias": "float32[70]"},
-        lambda g, x, w, b: g.relu(g.linear(x, w, b)),
+        lambda g, x, w, b: getattr(g, activation)(g.linear(x, w, b)),
     )
 
     def body(g: Any, x: Any, bias: Any, keys: Any, scales: Any) -> Any:
-        wanted = spec(40, 70, segment(70, 3, 40), bias=(True,), activation=("relu",))
+        wanted = spec(40, 70, segment(70, 3, 40), bias=(True,), activation=(activation,))
         args = [*table(g, x, ColumnLayout(k=40, group_size=40)), keys, scales, bias]
         return g.kernel(lut_gemm(wanted, "avx2"), "lut_gemm", args, "float32[m, 70]")[0]
 

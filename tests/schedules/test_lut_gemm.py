@@ -7,7 +7,7 @@ cover the grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -193,6 +193,20 @@ def test_subnormal_and_largest_half_scales(build: Any, kernel_level: Any, weight
     expected = reference(x, case.planes, case.spec, case.biases)
     for y, wanted in zip(found, expected, strict=False):
         np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=2e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "tanh"])
+def test_activations(build: Any, kernel_level: Any, weights: Any, activation: str) -> None:
+    """After bias, on whole tiles and on the rows that are left over."""
+    case = make_case(weights, 96, 48, "int8", [(83, 2)])
+    spec = replace(case.spec, outputs=(83,), bias=(True,), activation=(activation,))
+    case = replace(case, spec=spec, biases=case.biases[:1])
+    x = np.random.default_rng(3).standard_normal((5, 96)).astype(np.float32)
+    table, scale, sums = table_reference(x, case.spec.table_layout, "int8")
+    kernel = build(lut_gemm(case.spec, kernel_level.kernel_isa), kernel_level)
+    (y, *_) = kernel(case.arguments(table, scale, sums), *case.outputs(5))
+    wanted = reference(x, case.planes, case.spec, case.biases)[0]
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=3e-6 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
 
+from schedules.activation import activate
 from schedules.attention import AttentionSpec, attention
 from schedules.embedding import GatherSpec, gather
 from schedules.float_gemm import FloatSpec, float_gemm, pack
@@ -113,8 +115,8 @@ def attention_call(kind: Any) -> Call:
     )
 
 
-def float_call() -> Call:
-    spec = FloatSpec(n=81, k=120, bias=True, activation="")
+def float_call(activation: str = "") -> Call:
+    spec = FloatSpec(n=81, k=120, bias=True, activation=activation)
     return Call(
         kernel=lambda _: float_gemm(spec),
         inputs=[normal(6, 120), pack(normal(81, 120)), normal(81)],
@@ -150,6 +152,7 @@ def math_call(function: Any, values: NDArray[np.float32]) -> Call:
 
 
 EXPONENTS = np.linspace(-100, 0, 1 << 16, dtype=np.float32)
+EVERYWHERE = np.linspace(-12, 12, 1 << 16, dtype=np.float32)
 POSITIVES = np.exp2(np.linspace(-120, 120, 1 << 16)).astype(np.float32)
 
 
@@ -168,8 +171,10 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
             return norm_call(int(width))
         case ["attention", kind]:
             return attention_call(kind)
-        case ["float"]:
-            return float_call()
+        case ["float", *activation]:
+            return float_call(*activation)
+        case ["activation", name]:
+            return math_call(partial(activate, name), EVERYWHERE)
         case ["exp"]:
             return math_call(vector_exp, EXPONENTS)
         case ["log"]:
@@ -183,7 +188,8 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
     [
         "table int8", "table exact", "product int8 240", "product int8 40", "product exact 240",
         "product exact 40", "gather", "norm 128", "norm 39", "attention ragged", "attention cached",
-        "attention cross", "float", "argmax", "topk", "exp", "log",
+        "attention cross", "float", "float gelu", "argmax", "topk", "exp", "log",
+        "activation gelu", "activation gelu_tanh", "activation tanh",
     ],
     indirect=True,
 )  # fmt: skip
