@@ -17,6 +17,7 @@ _NAMES = (
     "lower_embedding",
     "lower_linear",
     "lower_norm",
+    "lower_pooling",
     "lower_search",
     "plan_buffers",
     "share_tables",
@@ -63,6 +64,10 @@ def get_pass(name: str) -> type[Any]:
             from .lower_norm import LowerNorm
 
             return LowerNorm
+        case "lower_pooling":
+            from .lower_pooling import LowerPooling
+
+            return LowerPooling
         case "lower_search":
             from .lower_search import LowerSearch
 

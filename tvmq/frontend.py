@@ -260,6 +260,22 @@ def _kernel_call(symbol: str, shape_of: int) -> Converter:
     return convert
 
 
+def _pooling_call(symbol: str) -> Converter:
+    """``tvmq::symbol`` over (x[T, D], offsets[B + 1]) with an output [B, D]."""
+
+    def convert(node: fx.Node, importer: Any) -> relax.Var:
+        x, offsets = importer.retrieve_args(node)
+        out = relax.TensorType([offsets.ty.shape[0] - 1, x.ty.shape[1]], x.ty.dtype)
+        return importer.block_builder.emit(relax.op.call_dps_packed(symbol, [x, offsets], out))
+
+    return convert
+
+
+def _normalize(node: fx.Node, importer: Any) -> relax.Var:
+    (x,) = importer.retrieve_args(node)
+    return importer.block_builder.emit(relax.op.call_dps_packed("tvmq.l2_normalize", [x], x.ty))
+
+
 _REFUSED = {
     "cond", "item.default", "_local_scalar_dense.default", "masked_select.default", "native_dropout.default",
     "bernoulli.p", "randn.default", "randn_like.default", "exponential.default",
@@ -269,6 +285,9 @@ _CONVERTERS: dict[str, Converter] = {
     "ragged_attention.default": _kernel_call("tvmq.ragged_attention", 0),
     "cached_attention.default": _kernel_call("tvmq.cached_attention", 0),
     "cross_attention.default": _kernel_call("tvmq.cross_attention", 0),
+    "mean_tokens.default": _pooling_call("tvmq.mean_tokens"),
+    "first_token.default": _pooling_call("tvmq.first_token"),
+    "l2_normalize.default": _normalize,
     "scaled_dot_product_attention.default": attention,
     "layer_norm.default": layer_norm,
     "select.int": select,

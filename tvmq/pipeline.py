@@ -24,6 +24,7 @@ from relay_passes.lower_attention import LowerAttention
 from relay_passes.lower_embedding import LowerEmbedding
 from relay_passes.lower_linear import LowerLinear
 from relay_passes.lower_norm import LowerNorm
+from relay_passes.lower_pooling import LowerPooling
 from relay_passes.lower_search import LowerSearch
 from relay_passes.share_tables import ShareTables
 from schedules.lut_table import Tables
@@ -62,6 +63,7 @@ def target_phases(plan: BitPlan, target: TargetSpec, tables: Tables) -> list[Pha
                 ShareTables(),
                 LowerNorm(),
                 LowerAttention(),
+                LowerPooling(),
                 LowerSearch(),
                 CheckBits(plan=plan),
             ],

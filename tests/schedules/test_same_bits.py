@@ -22,6 +22,7 @@ from schedules.lut_table import reference as table_reference
 from schedules.math import vector_exp, vector_log
 from schedules.norm import NormSpec, norm
 from schedules.packing import BitPlanes, ColumnLayout
+from schedules.pooling import normalize, pooling
 from schedules.search_step import SearchSpec, argmax, topk
 from schedules.table_output import table_shapes
 from schedules.tir import LANES, KernelBuilder, T, body, load, store
@@ -124,6 +125,17 @@ def float_call(activation: str = "") -> Call:
     )
 
 
+def pooling_call(kernel: Any) -> Call:
+    rows, width = 23, 45
+    pools = kernel is not normalize
+    offsets = [np.array([0, 3, rows], np.int32)] if pools else []
+    return Call(
+        kernel=lambda _: pooling("mean", width) if pools else normalize(width),
+        inputs=[normal(rows, width), *offsets],
+        outputs=[((2 if pools else rows, width), "float32")],
+    )
+
+
 def search_call(kernel: Any) -> Call:
     spec = SearchSpec(vocabulary=777, banned=1)
     found: list[Output] = [((5, 4), "float32"), ((5, 4), "int32")] if kernel is topk else [((5,), "int32")]
@@ -173,6 +185,10 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
             return attention_call(kind)
         case ["float", *activation]:
             return float_call(*activation)
+        case ["pooling"]:
+            return pooling_call(pooling)
+        case ["normalize"]:
+            return pooling_call(normalize)
         case ["activation", name]:
             return math_call(partial(activate, name), EVERYWHERE)
         case ["exp"]:
@@ -189,7 +205,7 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
         "table int8", "table exact", "product int8 240", "product int8 40", "product exact 240",
         "product exact 40", "gather", "norm 128", "norm 39", "attention ragged", "attention cached",
         "attention cross", "float", "float gelu", "argmax", "topk", "exp", "log",
-        "activation gelu", "activation gelu_tanh", "activation tanh",
+        "activation gelu", "activation gelu_tanh", "activation tanh", "pooling", "normalize",
     ],
     indirect=True,
 )  # fmt: skip

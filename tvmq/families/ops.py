@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attention operators of the exported graphs, as torch custom ops named ``tvmq::*``.
+"""The operators over padding-free batches in the exported graphs, as torch custom ops named ``tvmq::*``.
 
 Each appears as one node after torch.export and is lowered to one kernel. The bodies here are plain PyTorch on
 the CPU: the executable reference. Batches carry no padding: tokens of all sentences are concatenated.
@@ -106,6 +106,24 @@ def cross_attention(
     return out
 
 
+@torch.library.custom_op("tvmq::mean_tokens", mutates_args=())
+def mean_tokens(x: Tensor, offsets: Tensor) -> Tensor:
+    """Mean over the tokens of each sentence: float32[T, D], int32[B + 1] -> float32[B, D]."""
+    return torch.stack([x[start:end].mean(0) for start, end in pairwise(offsets.tolist())])
+
+
+@torch.library.custom_op("tvmq::first_token", mutates_args=())
+def first_token(x: Tensor, offsets: Tensor) -> Tensor:
+    """The first token of each sentence: float32[T, D], int32[B + 1] -> float32[B, D]."""
+    return x[offsets[:-1].long()]
+
+
+@torch.library.custom_op("tvmq::l2_normalize", mutates_args=())
+def l2_normalize(x: Tensor) -> Tensor:
+    """Rows divided by their length, float32[m, D]."""
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
 @ragged_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, heads: int) -> Tensor:
     return torch.empty_like(q)
@@ -128,3 +146,18 @@ def _(
 @cross_attention.register_fake
 def _(q: Tensor, k_mem: Tensor, v_mem: Tensor, offsets: Tensor, sentences: Tensor, heads: int) -> Tensor:
     return torch.empty_like(q)
+
+
+@mean_tokens.register_fake
+def _(x: Tensor, offsets: Tensor) -> Tensor:
+    return x.new_empty(offsets.shape[0] - 1, x.shape[1])
+
+
+@first_token.register_fake
+def _(x: Tensor, offsets: Tensor) -> Tensor:
+    return x.new_empty(offsets.shape[0] - 1, x.shape[1])
+
+
+@l2_normalize.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
