@@ -191,6 +191,7 @@ def _compile_folder(
         force=options.force,
         dump_ir=options.dump_ir,
         isa_levels=options.isa_levels,
+        pooling=options.pooling,
         progress=progress,
     )
 

@@ -40,8 +40,8 @@ from .tensor_file import open_weights, write_weights
 
 __all__ = [
     "SCHEMA", "Artifact", "Bits", "BlockSize", "FileCheck", "FileInfo", "IsaLevel", "Manifest", "Model",
-    "RowBits", "VerifyResult", "Versions", "Weights", "inspect", "open_artifact", "open_weights", "verify",
-    "verify_files", "write_artifact", "write_manifest", "write_weights",
+    "RowBits", "VerifyResult", "Versions", "Weights", "inspect", "open_artifact", "open_weights",
+    "staged_artifact", "verify", "verify_files", "write_artifact", "write_manifest", "write_weights",
 ]  # fmt: skip
 
 _MAX_FILES = 20_000
@@ -124,6 +124,13 @@ def write_artifact(staging: Path, manifest: Manifest) -> Manifest:
     if missing:
         raise ValueError(f"the manifest names {missing[0]!r}, which is not in {staging}")
     return write_manifest(staging, complete)
+
+
+def staged_artifact(staging: Path, manifest: Manifest) -> Artifact:
+    """An artifact that is not written yet, for reading back its weights and libraries."""
+    names = [manifest.weights.file, *(level.library for level in manifest.isa_levels)]
+    files = dict.fromkeys(names, FileInfo(size=0, sha256="0" * 64))
+    return Artifact(path=staging, manifest=msgspec.structs.replace(manifest, files=files))
 
 
 def open_artifact(path: Path | str) -> Artifact:

@@ -48,6 +48,7 @@ _FAMILY_OF_FORMATS = "tvmq coded checkpoint"
 COMPANIONS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
     "source.spm", "target.spm", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.json", "token_freq.tsv",
+    "modules.json", "sentence_bert_config.json", "*_Pooling/config.json",
     "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "PACKAGES.txt",
 )  # fmt: skip
 """Files that a coded checkpoint takes over from its model folder, where they are there."""
@@ -327,4 +328,6 @@ def _flat(name: str, value: BitPlanes | WordPlanes) -> dict[str, NDArray[Any]]:
 def _copy_companions(model: Path, folder: Path) -> None:
     found = {path for pattern in COMPANIONS for path in model.glob(pattern) if path.is_file()}
     for path in sorted(found):
-        shutil.copyfile(path, folder / path.name)
+        place = folder / path.relative_to(model)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, place)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from relay_passes.bit_plan import BitPlan, encode_plan, plan_hash
 from relay_passes.fold_transpose import transposed_tensors
 from schedules.lut_table import Tables
 
-from . import build, pipeline, selftest
+from . import build, pipeline
 from .artifact import Bits, IsaLevel, Manifest, Model, Weights, write_artifact, write_weights
 from .assembly import (
     WEIGHTS_FILE,
@@ -28,18 +27,13 @@ from .assembly import (
 )
 from .calibration import Calibration
 from .checkpoint import Checkpoint
-from .errors import InputError
-from .families import Family, get_family
-from .generation import GenerationDefaults, read_defaults
-from .graphs import BANNED, fixed_name, translation_module
-from .manifest import Sinusoidal
-from .options import Progress, no_progress
+from .families import get_family
+from .options import PoolingOptions, Progress, no_progress
 from .quantization import quantize_model
 from .store import atomic_dir
-from .tokenizer import MarianTokenizer
+from .tasks import Job, get_task
+from .tasks.task import Facts
 from .weights import collect, computed_orders
-
-POSITIONS = "positions"
 
 
 def compile_checkpoint(
@@ -54,6 +48,7 @@ def compile_checkpoint(
     force: bool = False,
     dump_ir: Path | None = None,
     isa_levels: Sequence[str] | None = None,
+    pooling: PoolingOptions = PoolingOptions(),
     progress: Progress = no_progress,
 ) -> CompileReport:
     """Compile a checkpoint folder into an artifact folder.
@@ -69,6 +64,7 @@ def compile_checkpoint(
         force: replace an existing artifact.
         dump_ir: folder for the IR after each phase.
         isa_levels: exactly these levels instead of the target's.
+        pooling: of an encoder's embeddings, instead of what the model folder says.
         progress: told of every phase.
 
     Raises:
@@ -82,38 +78,33 @@ def compile_checkpoint(
         checkpoint = Checkpoint.open(model)
         family = get_family(checkpoint.config)
         config = family.read_config(checkpoint.config)
-        defaults = read_defaults(checkpoint.generation)
-        tokenizer = MarianTokenizer.open(model)
-        _check_tokenizer(tokenizer, config)
+        job = get_task(family.task).prepare(checkpoint, config, pooling)
         plan.validate({info.name: info.shape for info in family.tensors(config)})
         loaded = family.load(checkpoint)
         clock.start("export")
         if dump_ir is not None:
             pipeline.make_dump_folder(dump_ir)
-        banned = np.array([config.pad_id], np.int32)
-        graphs = translation_module(family.export(loaded), len(banned), defaults.beams)
+        graphs = job.graphs(family.export(loaded))
         clock.start("quantize")
         counts = checkpoint.frequencies() if frequencies is None else frequencies
         quantized = quantize_model(checkpoint, plan, counts, progress, calibration)
         clock.start("lower")
         common = pipeline.run(graphs, pipeline.common_phases(plan), levels[0].to_tvm(), dump_ir)
-        fixed = (fixed_name("greedy", 1), fixed_name("beam", defaults.beams))
-        libraries = build_libraries(common, staging, plan, levels, tables, dump_ir, clock, fixed)
+        libraries = build_libraries(common, staging, plan, levels, tables, dump_ir, clock, job.planned)
         clock.start("pack")
         state = loaded.state_dict()
         names = {name for taken in libraries.parameters.values() for name in taken}
-        rows, columns = loaded.positions.shape
-        generated = {POSITIONS: Sinusoidal(rows=rows, columns=columns), **computed_orders(names)}
+        generated = {**job.generated(loaded), **computed_orders(names)}
         arrays = collect(
             names - generated.keys(),
             quantized,
             lambda name: state[name].numpy(),
             transposed_tensors(common),
-            {BANNED: banned},
+            job.extra,
         )
         write_weights(staging / WEIGHTS_FILE, arrays)
         (staging / "plan.json").write_bytes(encode_plan(plan))
-        _write_tokenizer(tokenizer, staging / "tokenizer")
+        _write_tokenizer(job, staging / "tokenizer")
         weights = Weights(
             file=WEIGHTS_FILE,
             parameters=libraries.parameters,
@@ -122,41 +113,25 @@ def compile_checkpoint(
         )
         bits = stored_bits(family.tensors(config), plan, arrays)
         manifest = _manifest(
-            checkpoint, family, config, defaults, plan, tables, target, libraries.levels, weights, bits
+            checkpoint, family.name, job.facts(), plan, tables, target, libraries.levels, weights, bits
         )
         clock.start("self-test")
-        selftest.record(staging, manifest, best_level(levels))
+        job.record(staging, manifest, best_level(levels))
         written = write_artifact(staging, manifest)
         clock.stop()
     return CompileReport(output=output, manifest=written, seconds=clock.seconds)
 
 
-def _check_tokenizer(tokenizer: MarianTokenizer, config: Any) -> None:
-    """The tokenizer's ids are words of the model; InputError where they come from another model."""
-    largest = tokenizer.vocabulary.highest
-    if largest >= config.vocab_size:
-        raise InputError(
-            f"{tokenizer.folder}: the tokenizer has token id {largest}, the model's vocab_size is "
-            f"{config.vocab_size}; use the files of one model"
-        )
-    if tokenizer.eos_id != config.eos_id:
-        raise InputError(
-            f"{tokenizer.folder}: the tokenizer ends sentences with token id {tokenizer.eos_id}, config.json "
-            f"has eos_token_id {config.eos_id}; use the files of one model"
-        )
-
-
-def _write_tokenizer(tokenizer: MarianTokenizer, folder: Path) -> None:
+def _write_tokenizer(job: Job, folder: Path) -> None:
     folder.mkdir()
-    for name, data in tokenizer.packed().items():
+    for name, data in job.tokenizer_files().items():
         (folder / name).write_bytes(data)
 
 
 def _manifest(
     checkpoint: Checkpoint,
-    family: Family,
-    config: Any,
-    defaults: GenerationDefaults,
+    family: str,
+    facts: Facts,
     plan: BitPlan,
     tables: Tables,
     target: str,
@@ -164,10 +139,9 @@ def _manifest(
     weights: Weights,
     bits: Bits,
 ) -> Manifest:
-    limit = config.max_positions
     return Manifest(
         versions=tool_versions(),
-        family=family.name,
+        family=family,
         model=Model(
             name=checkpoint.path.name,
             sha256=checkpoint.sha256,
@@ -179,25 +153,9 @@ def _manifest(
         target=target,
         isa_levels=tuple(libraries),
         weights=weights,
-        architecture={
-            "vocab": config.decoder_vocab_size,
-            "source_vocab": config.vocab_size,
-            "d_model": config.d_model,
-            "encoder_layers": config.encoder_layers,
-            "decoder_layers": config.decoder_layers,
-            "heads": config.decoder_heads,
-            "max_source": config.max_positions,
-            "max_target": config.max_positions,
-        },
-        generation={
-            "eos_token_id": config.eos_id,
-            "pad_token_id": config.pad_id,
-            "decoder_start_token_id": config.start_id,
-            "forced_eos_token_id": config.forced_eos_id,
-            "num_beams": defaults.beams,
-            "length_penalty": defaults.length_penalty,
-            "max_new_tokens": max(1, min(defaults.max_length or limit, limit) - 1),
-        },
+        architecture=dict(facts.architecture),
+        generation=dict(facts.generation),
+        labels=facts.labels,
         bits=bits,
     )
 

@@ -26,6 +26,7 @@ MAX_MANIFEST = 16 << 20
 
 Text = Annotated[str, Meta(max_length=4096)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
+Label = Annotated[str, Meta(min_length=1, max_length=200)]
 LevelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
@@ -138,8 +139,9 @@ class Manifest(Part, frozen=True, kw_only=True):
     """An artifact's description.
 
     ``architecture`` holds the plain figures of the model (max_source, max_target, vocab, d_model,
-    layers, heads, ...); ``files`` maps every other file of the folder, by its path with ``/``, to its
-    size and hash. ``schema``, ``files`` and ``digest`` are filled in when the manifest is written.
+    layers, heads, ...); ``labels`` are the names of a classifier's classes, by their numbers; ``files`` maps
+    every other file of the folder, by its path with ``/``, to its size and hash. ``schema``, ``files`` and
+    ``digest`` are filled in when the manifest is written.
     """
 
     schema: int = SCHEMA
@@ -153,6 +155,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     weights: Weights
     architecture: Annotated[dict[Name, Scalar], Meta(max_length=256)]
     generation: Annotated[dict[Name, Scalar | list[int | list[int]] | None], Meta(max_length=256)]
+    labels: Annotated[tuple[Label, ...], Meta(max_length=4096)] = ()
     bits: Bits
     files: Annotated[dict[Name, FileInfo], Meta(max_length=10_000)] = msgspec.field(default_factory=dict)
     digest: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
@@ -199,6 +202,8 @@ def _check(document: dict[str, Any]) -> Manifest:
 def _encode(manifest: Manifest) -> bytes:
     document = msgspec.to_builtins(manifest)
     document["weights"]["parameters"] = encode_names(manifest.weights.parameters)
+    if not manifest.labels:
+        del document["labels"]  # models without classes are written as they were before there were any
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode("utf-8")
 

@@ -23,7 +23,7 @@ from .calibration import calibrate
 from .checkpoint import Checkpoint, read_frequencies
 from .errors import UsageError
 from .families import TensorInfo, get_family
-from .model_plan import PlanReport, report_plan, vector_params
+from .model_plan import PlanReport, other_params, report_plan
 from .options import AllocationOptions, Progress, no_progress
 from .planning import overridden_bits
 from .quantizers.quantizer import usable_cores
@@ -202,7 +202,7 @@ class _Run:
         return allocate(
             self.tensors,
             found,
-            _budget(options, self.tensors, vector_params(self.checkpoint, self.tensors) * FLOAT_BYTES),
+            _budget(options, self.tensors, other_params(self.checkpoint, self.tensors) * FLOAT_BYTES),
             source=_source(options, found),
             frequencies=self.frequencies,
             fixed=self.fixed,

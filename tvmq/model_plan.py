@@ -106,7 +106,7 @@ def report_plan(
     """A plan of ``tensors``, which are all the matrices of ``checkpoint``, with its predicted size."""
     return PlanReport(
         plan=plan,
-        size=predict_size(tensors, plan, vector_params(checkpoint, tensors)),
+        size=predict_size(tensors, plan, other_params(checkpoint, tensors)),
         widths=_widths(plan),
         frequencies=frequencies,
     )
@@ -172,18 +172,18 @@ def _frequencies(checkpoint: Checkpoint, options: PlanOptions) -> NDArray[np.int
     if options.frequencies:
         return read_frequencies(options.frequencies, checkpoint.config.get("vocab_size"))
     if options.text:
-        from .tokenizer import MarianTokenizer
+        from .tasks import get_task
 
-        vocabulary = checkpoint.config["vocab_size"]
-        return count_tokens(options.text, MarianTokenizer.open(checkpoint.path), vocabulary)
+        tokenizer = get_task(get_family(checkpoint.config).task).open_tokenizer(checkpoint.path)
+        return count_tokens(options.text, tokenizer, checkpoint.config["vocab_size"])
     return checkpoint.frequencies()
 
 
-def vector_params(checkpoint: Checkpoint, tensors: list[TensorInfo]) -> int:
-    """Parameters in biases and norms; other matrices are copies of planned ones or computed tables."""
-    planned = {info.name for info in tensors}
-    shapes = [checkpoint.shape(name) for name in checkpoint.names() if name not in planned]
-    return sum(math.prod(shape) for shape in shapes if math.prod(shape) == max(shape, default=1))
+def other_params(checkpoint: Checkpoint, tensors: list[TensorInfo]) -> int:
+    """Parameters that the model computes with and that are never quantized: biases, norms, small tables."""
+    family = get_family(checkpoint.config)
+    used = family.shapes(family.read_config(checkpoint.config)).keys() - {info.name for info in tensors}
+    return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names() if name in used)
 
 
 def _widths(plan: BitPlan) -> dict[str, str]:

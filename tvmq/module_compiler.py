@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 import tvm
@@ -24,7 +23,7 @@ from relay_passes.bit_plan import FLOAT_BITS, BitPlan, encode_plan, plan_hash
 from relay_passes.fold_transpose import transposed_tensors
 
 from . import build, module_selftest, pipeline
-from .artifact import Artifact, Manifest, Model, Weights, write_artifact, write_weights
+from .artifact import Manifest, Model, Weights, staged_artifact, write_artifact, write_weights
 from .assembly import (
     WEIGHTS_FILE,
     Clock,
@@ -40,7 +39,6 @@ from .checkpoint import read_frequencies
 from .errors import InputError, UsageError, VerificationError
 from .families.family import TensorInfo
 from .loading import MODULE_FAMILY
-from .manifest import FileInfo
 from .model_plan import plan_tensors
 from .module_export import ExportedModule, export_module
 from .module_plan import ModuleGraph
@@ -209,10 +207,7 @@ def _self_test(
         module_selftest.record(staging, recorded, [])
         return
     inputs = module_selftest.arrays(signature, recorded)
-    names = [manifest.weights.file, *(entry.library for entry in manifest.isa_levels)]
-    placeholder = FileInfo(size=0, sha256="0" * 64)
-    staged = msgspec.structs.replace(manifest, files=dict.fromkeys(names, placeholder))
-    with CompiledModule(Artifact(path=staging, manifest=staged), level, f"lib/{level}.so") as compiled:
+    with CompiledModule(staged_artifact(staging, manifest), level, f"lib/{level}.so") as compiled:
         outputs = module_selftest.as_list(compiled(*inputs))
     expected = exported.run(dequantized, inputs)
     module_selftest.record(staging, recorded, outputs)

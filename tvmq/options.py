@@ -51,6 +51,19 @@ class PlanOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolingOptions:
+    """How embeddings are made, where the model folder is not to decide.
+
+    Attributes:
+        kind: ``mean`` over a text's tokens, or its first token (``cls``); None takes the folder's.
+        normalize: rows of unit length or as they are; None takes the folder's.
+    """
+
+    kind: Literal["mean", "cls"] | None = None
+    normalize: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompileOptions:
     """How a model becomes an artifact.
 
@@ -61,6 +74,7 @@ class CompileOptions:
         isa_levels: exactly these levels instead of the target's own.
         tables: ``int8`` lookup tables, or ``exact`` FP32 tables.
         dump_ir: folder for the IR after each phase.
+        pooling: of an encoder's embeddings.
         force: replace an existing artifact.
     """
 
@@ -70,6 +84,7 @@ class CompileOptions:
     isa_levels: tuple[str, ...] | None = None
     tables: Tables = "int8"
     dump_ir: Path | None = None
+    pooling: PoolingOptions = field(default_factory=PoolingOptions)
     force: bool = False
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""selftest.json: a short input and what the compiled model answered when it was built.
+"""selftest.json of a translation model: a short input and what the compiled model answered.
 
 Recorded at compile time, compared at load: a library that runs but computes something else (a wrong ISA
 level, a damaged weight that still hashes) is refused with a sentence instead of translating nonsense.
@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
-from .artifact import Artifact
+from .artifact import Artifact, staged_artifact
 from .errors import VerificationError
 from .loading import SELF_TEST
-from .manifest import FileInfo, Manifest
+from .manifest import Manifest
 from .store import read_json_object
 from .translation import TranslationModel
 
@@ -34,8 +33,8 @@ def record(staging: Path, manifest: Manifest, level: str | None) -> None:
         eos = int(manifest.generation["eos_token_id"])  # type: ignore[arg-type]
         words = int(manifest.architecture["source_vocab"])
         source = [(7 * i + 11) % words for i in range(SOURCE_TOKENS)] + [eos]
-        staged = Artifact(path=staging, manifest=_with_files(manifest))
-        logp, ids = _first_step(TranslationModel(staged, f"lib/{level}.so"), source)
+        model = TranslationModel(staged_artifact(staging, manifest), f"lib/{level}.so")
+        logp, ids = _first_step(model, source)
         document = {"source": source, "ids": ids, "logp": [round(value, 4) for value in logp]}
     (staging / SELF_TEST).write_text(json.dumps(document) + "\n", encoding="utf-8")
 
@@ -61,13 +60,6 @@ def check(artifact: Artifact, model: TranslationModel, isa: str) -> None:
             f"{artifact.path}: the self-test failed at ISA level {isa}: the library computes other values "
             "than when it was compiled (compile the model again on this machine, or try another --isa)"
         )
-
-
-def _with_files(manifest: Manifest) -> Manifest:
-    """A manifest that lists the files a staged artifact already has, for reading them back."""
-    names = [manifest.weights.file, *(level.library for level in manifest.isa_levels)]
-    placeholder = FileInfo(size=0, sha256="0" * 64)
-    return msgspec.structs.replace(manifest, files=dict.fromkeys(names, placeholder))
 
 
 def _first_step(model: TranslationModel, source: list[int]) -> tuple[list[float], list[int]]:

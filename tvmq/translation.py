@@ -18,7 +18,7 @@ from .artifact import Artifact
 from .errors import VerificationError
 from .generated import PositionTable
 from .manifest import Sinusoidal, Workspace
-from .vm import ALIGNMENT, Machine, aligned, as_numpy
+from .vm import ALIGNMENT, Machine, aligned, as_numpy, usable
 
 Ids = NDArray[np.int32]
 
@@ -31,7 +31,7 @@ class TranslationModel:
         self.machine = Machine(artifact.file(library))
         self._positions = _position_tables(artifact)
         arrays = artifact.weights({name: table.array for name, table in self._positions.items()})
-        self._tensors = {name: self.machine.tensor(_usable(array)) for name, array in arrays.items()}
+        self._tensors = {name: self.machine.tensor(usable(array)) for name, array in arrays.items()}
         self._parameters = manifest.weights.parameters
         self._workspaces = manifest.weights.workspaces
         self._arguments: dict[str, list[Any]] = {}
@@ -184,12 +184,3 @@ def _position_tables(artifact: Artifact) -> dict[str, PositionTable]:
         return {n: PositionTable(r.rows, r.columns) for n, r in rules.items() if isinstance(r, Sinusoidal)}
     except ValueError as exc:
         raise VerificationError(f"{artifact.path}: {exc} (compile the model again)") from exc
-
-
-def _usable(array: NDArray[Any]) -> NDArray[Any]:
-    """The array itself if kernels can read it in place, else an aligned copy."""
-    if array.ctypes.data % 64 == 0 and array.flags.c_contiguous:
-        return array
-    copy = aligned(array.shape, array.dtype)
-    copy[...] = array
-    return copy

@@ -81,6 +81,15 @@ def aligned(shape: Sequence[int], dtype: Any) -> NDArray[Any]:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
+def usable(array: NDArray[Any]) -> NDArray[Any]:
+    """The array itself if kernels can read it in place, else an aligned copy."""
+    if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous:
+        return array
+    copy = aligned(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
 _LOADED: dict[Path, list[tuple[int, int]]] = {}
 """Library -> the files (device, inode) that were loaded under its name, for the life of the process."""
 

@@ -11,15 +11,27 @@ from .family import Family, TensorInfo
 
 __all__ = ["FAMILIES", "Family", "TensorInfo", "get_family"]
 
-FAMILIES = ("marian",)
-"""Known values of ``model_type``."""
+FAMILIES = ("bert", "distilbert", "marian", "roberta")
+"""Names of the families, which are values of ``model_type``."""
 
 
 def get_family(config: dict[str, Any]) -> Family:
     """The family that config.json's ``model_type`` names; InputError lists the known ones."""
     match config.get("model_type"):
+        case "bert":
+            from .bert_config import family
+
+            return family()
+        case "distilbert":
+            from .distilbert_config import family
+
+            return family()
         case "marian":
             from .marian_config import family
+
+            return family()
+        case "roberta" | "xlm-roberta":
+            from .roberta_config import family
 
             return family()
         case None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+Task = Literal["translate", "encode"]
+"""What a model is for; ``tvmq.tasks`` has one entry for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +23,7 @@ class TensorInfo:
 
     Attributes:
         name: its name in the checkpoint (and of the parameter in the exported graphs).
-        block: Emb, Enc_ee, Enc_ffn, Dec_dd, Dec_ed or Dec_ffn.
+        block: Emb, Enc_ee, Enc_ffn, Dec_dd, Dec_ed or Dec_ffn; in encoders Emb, Attn, FFN or Head.
         shape: (rows n, columns k).
         is_embedding: rows are the words of a vocabulary, so they may carry bits by word.
     """
@@ -47,17 +50,23 @@ class Family:
 
     Attributes:
         name: the ``model_type`` of its config.json.
+        task: what its models are for.
         read_config: config.json as a dict -> the family's checked config; raises InputError.
         tensors: checked config -> every quantizable matrix, in graph order.
+        shapes: checked config -> name and shape of every tensor that the model computes with.
         load: checkpoint -> the torch model (imports torch); raises InputError.
-        export: model -> exported programs by name (imports torch).
-        whole: model -> module over whole padded batches, ``forward(source, source_lengths, target)`` ->
-            logits of every target position (imports torch); calibration and retraining run it.
+        export: model -> exported programs by name (imports torch), as its task wants them.
+        whole: model -> module over whole padded batches (imports torch); calibration and retraining run it.
+            Translation: ``forward(source, source_lengths, target)`` -> logits of every target position.
+            Encoders: ``forward(ids, lengths, types=None)`` -> logits of the head, or the tokens' last hidden
+            states.
     """
 
     name: str
+    task: Task
     read_config: Callable[[dict[str, Any]], Any]
     tensors: Callable[[Any], list[TensorInfo]]
+    shapes: Callable[[Any], dict[str, tuple[int, ...]]]
     load: Callable[[TensorSource], Any]
     export: Callable[[Any], dict[str, Any]]
     whole: Callable[[Any], Any]

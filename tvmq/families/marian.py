@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from tvmq.errors import InputError
@@ -22,27 +22,11 @@ from tvmq.generated import sinusoidal
 
 from . import ops
 from .family import TensorSource
-from .marian_config import Leaf, MarianConfig, layout
+from .layers import LayerTree, make_layer
+from .leaf import check_tensors
+from .marian_config import MarianConfig, MarianLeaf, layout, shapes
 
 _POSITION_TABLES = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
-
-
-class LayerTree(nn.Module):
-    """A module whose layers are reached by their checkpoint names."""
-
-    def attach(self, name: str, layer: nn.Module) -> None:
-        """Put ``layer`` at the dotted path ``name``, making bare containers on the way."""
-        *path, last = name.split(".")
-        parent: nn.Module = self
-        for part in path:
-            if part not in dict(parent.named_children()):
-                parent.add_module(part, nn.Module())
-            parent = parent.get_submodule(part)
-        parent.add_module(last, layer)
-
-    def run(self, name: str, x: Tensor) -> Tensor:
-        """Apply the layer at ``name``."""
-        return self.get_submodule(name)(x)
 
 
 class MarianModel(LayerTree):
@@ -58,7 +42,7 @@ class MarianModel(LayerTree):
         super().__init__()
         self.config = config
         for leaf in layout(config):
-            self.attach(leaf.name, _layer(leaf))
+            self.attach(leaf.name, make_layer(leaf))
         self.register_buffer("positions", position_table(config))
         self.register_buffer("final_logits_bias", torch.zeros(config.decoder_vocab_size))
         self.eval()
@@ -70,7 +54,7 @@ class _Graph(LayerTree):
 
     positions: Tensor
 
-    def __init__(self, model: MarianModel, leaves: Sequence[Leaf]) -> None:
+    def __init__(self, model: MarianModel, leaves: Sequence[MarianLeaf]) -> None:
         super().__init__()
         self.config = model.config
         for leaf in leaves:
@@ -213,18 +197,6 @@ def export(model: MarianModel) -> dict[str, ExportedProgram]:
     }
 
 
-def _layer(leaf: Leaf) -> nn.Module:
-    match leaf.kind:
-        case "linear":
-            return nn.Linear(leaf.columns, leaf.rows)
-        case "head":
-            return nn.Linear(leaf.columns, leaf.rows, bias=False)
-        case "norm":
-            return nn.LayerNorm(leaf.rows)
-        case "embedding":
-            return nn.Embedding(leaf.rows, leaf.columns)
-
-
 def load(checkpoint: TensorSource) -> MarianModel:
     """Fill a model from a checkpoint; every missing, unexpected or misshapen tensor in one InputError.
 
@@ -232,7 +204,7 @@ def load(checkpoint: TensorSource) -> MarianModel:
     must equal what the model computes with. A missing ``final_logits_bias`` means zeros.
     """
     config = MarianConfig.from_dict(checkpoint.config)
-    expected = _shapes(config)
+    expected = shapes(config)
     source = _sources(config, set(checkpoint.names()), expected)
     _check_tensors(config, checkpoint, expected, source)
     with torch.device("meta"):
@@ -243,17 +215,6 @@ def load(checkpoint: TensorSource) -> MarianModel:
     _check_copies(checkpoint, config, state, source)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
-
-
-def _shapes(config: MarianConfig) -> dict[str, tuple[int, ...]]:
-    """Name in the checkpoint -> shape, of everything that the model computes with."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for leaf in layout(config):
-        shapes[f"{leaf.name}.weight"] = (leaf.rows,) if leaf.kind == "norm" else (leaf.rows, leaf.columns)
-        if leaf.kind in ("linear", "norm"):
-            shapes[f"{leaf.name}.bias"] = (leaf.rows,)
-    shapes["final_logits_bias"] = (1, config.decoder_vocab_size)
-    return shapes
 
 
 def _tied(config: MarianConfig) -> dict[str, str]:
@@ -282,20 +243,9 @@ def _check_tensors(
     source: dict[str, str],
 ) -> None:
     tables = dict.fromkeys(_POSITION_TABLES, (config.max_positions, config.d_model))
-    shapes = expected | {copy: expected[name] for copy, name in _tied(config).items()} | tables
-    names = checkpoint.names()
-    problems = []
-    if missing := [name for name in expected if name not in source and name != "final_logits_bias"]:
-        problems.append(f"missing: {', '.join(missing)}")
-    if unexpected := [name for name in names if name not in shapes]:
-        problems.append(f"unexpected: {', '.join(unexpected)}")
-    found = {name: tuple(checkpoint.shape(name)) for name in names if name in shapes}
-    if wrong := [name for name, shape in found.items() if shape != shapes[name]]:
-        facts = (f"{name} is {found[name]}, expected {shapes[name]}" for name in wrong)
-        problems.append(f"wrong shape: {', '.join(facts)}")
-    if problems:
-        detail = "; ".join(problems)
-        raise InputError(f"the tensors do not fit config.json; {detail}; use the files of one model")
+    known = expected | {copy: expected[name] for copy, name in _tied(config).items()} | tables
+    missing = [name for name in expected if name not in source and name != "final_logits_bias"]
+    check_tensors(checkpoint, known, missing)
 
 
 def _check_copies(

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from tvmq.errors import InputError
 
+from .config_values import LARGEST, flag, heads_divide, only, positive, require_keys, token
 from .family import Family, TensorInfo, TensorSource
+from .leaf import Kind, Leaf, leaf_shapes, leaf_tensors
 
-Kind = Literal["linear", "norm", "embedding", "head"]
 _SIZES = (
     "d_model",
     "vocab_size",
@@ -88,25 +89,15 @@ class MarianConfig:
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> MarianConfig:
         """Check config.json; InputError names every missing key or the first impossible value."""
-        missing = [key for key in (*_SIZES, *_TOKENS) if config.get(key) is None]
-        if missing:
-            raise InputError(f"config.json lacks {', '.join(missing)}; use the file saved with the model")
-        size = {key: _positive(config, key) for key in _SIZES}
+        require_keys(config, (*_SIZES, *_TOKENS))
+        size = {key: positive(config, key, _LIMITS.get(key, LARGEST - 1)) for key in _SIZES}
         for side in ("encoder", "decoder"):
-            heads = size[f"{side}_attention_heads"]
-            if size["d_model"] % heads:
-                raise InputError(
-                    f"config.json: d_model {size['d_model']} is not divisible by {heads} {side} heads"
-                )
-        for key, supported in _FIXED.items():
-            if config.get(key, supported) is not supported:
-                raise InputError(
-                    f"config.json: {key}={config[key]!r} is not supported, only {key}={supported} is"
-                )
-        share = _flag(config, "share_encoder_decoder_embeddings", True)
+            heads_divide(size["d_model"], size[f"{side}_attention_heads"], "d_model", f"{side} heads")
+        only(config, _FIXED)
+        share = flag(config, "share_encoder_decoder_embeddings", True)
         vocab = size["vocab_size"]
         separate = config.get("decoder_vocab_size") is not None
-        decoder_vocab = _positive(config, "decoder_vocab_size") if separate else vocab
+        decoder_vocab = positive(config, "decoder_vocab_size") if separate else vocab
         if share and decoder_vocab != vocab:
             raise InputError(
                 f"config.json: shared embeddings need equal vocab_size ({vocab}) and decoder_vocab_size "
@@ -124,45 +115,35 @@ class MarianConfig:
             decoder_heads=size["decoder_attention_heads"],
             decoder_ffn=size["decoder_ffn_dim"],
             activation=_activation(config),
-            scale_embedding=_flag(config, "scale_embedding", False),
+            scale_embedding=flag(config, "scale_embedding", False),
             share_embeddings=share,
-            tie_head=_flag(config, "tie_word_embeddings", True),
-            eos_id=_token(config, "eos_token_id", decoder_vocab),
-            pad_id=_token(config, "pad_token_id", decoder_vocab),
-            start_id=_token(config, "decoder_start_token_id", decoder_vocab),
+            tie_head=flag(config, "tie_word_embeddings", True),
+            eos_id=token(config, "eos_token_id", decoder_vocab),
+            pad_id=token(config, "pad_token_id", decoder_vocab),
+            start_id=token(config, "decoder_start_token_id", decoder_vocab),
             forced_eos_id=(
                 None
                 if config.get("forced_eos_token_id") is None
-                else _token(config, "forced_eos_token_id", decoder_vocab)
+                else token(config, "forced_eos_token_id", decoder_vocab)
             ),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leaf:
-    """One layer with weights: ``name`` is its module path, ``rows`` x ``columns`` its weight.
+class MarianLeaf(Leaf):
+    """A layer, and which of the two graphs uses it."""
 
-    A norm has ``rows`` values of weight and of bias; a linear has ``rows`` of bias unless it is the head.
-    ``encode`` / ``decode``: which of the two graphs uses it.
-    """
-
-    name: str
-    kind: Kind
-    block: str
-    rows: int
-    columns: int
     encode: bool
     decode: bool
 
 
-def layout(config: MarianConfig) -> list[Leaf]:
+def layout(config: MarianConfig) -> list[MarianLeaf]:
     """Every layer of the model, in graph order; tied tables once, under the name that is computed with."""
-    leaves: list[Leaf] = []
+    leaves: list[MarianLeaf] = []
 
     def add(name: str, kind: Kind, block: str, rows: int, columns: int, use: str) -> None:
-        use_e, use_d = "e" in use, "d" in use
-        leaf = Leaf(name=name, kind=kind, block=block, rows=rows, columns=columns, encode=use_e, decode=use_d)
-        leaves.append(leaf)
+        sides = {"encode": "e" in use, "decode": "d" in use}
+        leaves.append(MarianLeaf(name=name, kind=kind, block=block, rows=rows, columns=columns, **sides))
 
     d = config.d_model
     if config.share_embeddings:
@@ -197,17 +178,13 @@ def layout(config: MarianConfig) -> list[Leaf]:
 
 
 def tensors(config: MarianConfig) -> list[TensorInfo]:
-    """The matrices that can be quantized (word tables, linears); biases and norms stay FP32."""
-    return [
-        TensorInfo(
-            name=f"{leaf.name}.weight",
-            block=leaf.block,
-            shape=(leaf.rows, leaf.columns),
-            is_embedding=leaf.kind in ("embedding", "head"),
-        )
-        for leaf in layout(config)
-        if leaf.kind != "norm"
-    ]
+    """The matrices that can be quantized."""
+    return leaf_tensors(layout(config))
+
+
+def shapes(config: MarianConfig) -> dict[str, tuple[int, ...]]:
+    """Name in the checkpoint -> shape, of everything that the model computes with."""
+    return leaf_shapes(layout(config)) | {"final_logits_bias": (1, config.decoder_vocab_size)}
 
 
 def family() -> Family:
@@ -230,37 +207,14 @@ def family() -> Family:
 
     return Family(
         name="marian",
+        task="translate",
         read_config=MarianConfig.from_dict,
         tensors=tensors,
+        shapes=shapes,
         load=load,
         export=export,
         whole=whole,
     )
-
-
-def _positive(config: dict[str, Any], key: str) -> int:
-    value = config[key]
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-        raise InputError(f"config.json: {key} is {value!r}, expected a positive whole number")
-    if value > _LIMITS.get(key, value):
-        raise InputError(f"config.json: {key} is {value}, expected at most {_LIMITS[key]}")
-    return value
-
-
-def _token(config: dict[str, Any], key: str, vocab: int) -> int:
-    value = config[key]
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab:
-        raise InputError(f"config.json: {key} is {value!r}, expected one token id below {vocab}")
-    return value
-
-
-def _flag(config: dict[str, Any], key: str, default: bool) -> bool:
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise InputError(f"config.json: {key} is {value!r}, expected true or false")
-    return value
 
 
 def _activation(config: dict[str, Any]) -> Literal["relu", "gelu", "silu"]:

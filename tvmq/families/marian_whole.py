@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .marian import LayerTree, MarianModel
+from .layers import LayerTree
+from .marian import MarianModel
 from .marian_config import layout
 
 
