@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -37,7 +36,8 @@ if TYPE_CHECKING:
     from .assembly import CompileReport
     from .benchmark import BenchResult
     from .coding import QuantizeReport
-    from .diagnosis import Check
+    from .diagnosis import Check, TargetInfo
+    from .encoder import Encoder
     from .evaluation import EvalResult
     from .measured_plan import AllocationReport
     from .model_plan import PlanReport
@@ -46,23 +46,6 @@ if TYPE_CHECKING:
     from .retraining.loop import Evaluation
     from .retraining.session import RetrainReport
     from .runtime import Translator
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetInfo:
-    """One ISA level.
-
-    Attributes:
-        name: what ``--target`` and ``--isa`` take.
-        triple: LLVM target triple.
-        features: what the CPU must report.
-        runs_here: this CPU has all of them.
-    """
-
-    name: str
-    triple: str
-    features: tuple[str, ...]
-    runs_here: bool
 
 
 def plan(model: Path | str, options: PlanOptions = PlanOptions()) -> BitPlan:
@@ -266,20 +249,26 @@ def retrain(
     )
 
 
-def load(artifact: Path | str, *, threads: int = 1, isa: str | None = None) -> Translator | CompiledModule:
-    """Open an artifact: a ``Translator`` for a translation model, a ``CompiledModule`` for a module.
+def load(
+    artifact: Path | str, *, threads: int = 1, isa: str | None = None
+) -> Translator | Encoder | CompiledModule:
+    """Open an artifact: a ``Translator``, an ``Encoder`` or a ``CompiledModule``, by what it holds.
 
-    See ``tvmq.runtime.load`` and ``tvmq.module_runtime.load``.
+    See ``tvmq.runtime.load``, ``tvmq.encoder.load`` and ``tvmq.module_runtime.load``.
     """
     check_installation()
     from .artifact import open_artifact
-    from .loading import MODULE_FAMILY
+    from .loading import use_of
 
-    if open_artifact(artifact).manifest.family != MODULE_FAMILY:
-        return load_translator(artifact, threads=threads, isa=isa)
-    from .module_runtime import load as open_module
+    match use_of(open_artifact(artifact)):
+        case "translate":
+            return load_translator(artifact, threads=threads, isa=isa)
+        case "encode":
+            return load_encoder(artifact, threads=threads, isa=isa)
+        case "module":
+            from .module_runtime import load as open_module
 
-    return open_module(artifact, threads=threads, isa=isa)
+            return open_module(artifact, threads=threads, isa=isa)
 
 
 def load_translator(artifact: Path | str, *, threads: int = 1, isa: str | None = None) -> Translator:
@@ -288,6 +277,14 @@ def load_translator(artifact: Path | str, *, threads: int = 1, isa: str | None =
     from .runtime import load as open_translator
 
     return open_translator(Path(artifact), threads=threads, isa=isa)
+
+
+def load_encoder(artifact: Path | str, *, threads: int = 1, isa: str | None = None) -> Encoder:
+    """As ``load``, but InputError for an artifact that does not encode."""
+    check_installation()
+    from .encoder import load as open_encoder
+
+    return open_encoder(Path(artifact), threads=threads, isa=isa)
 
 
 def evaluate(
@@ -370,19 +367,9 @@ def verify(artifact: Path | str) -> VerifyResult:
 
 def targets() -> tuple[TargetInfo, ...]:
     """All ISA levels, lowest first."""
-    from targets import detect_host, get_target, target_names
+    from .diagnosis import isa_levels
 
-    host = detect_host()
-    specs = [get_target(name) for name in target_names()]
-    return tuple(
-        TargetInfo(
-            name=spec.name,
-            triple=spec.triple,
-            features=tuple(sorted(spec.cpu_flags)),
-            runs_here=spec.name in host,
-        )
-        for spec in specs
-    )
+    return isa_levels()
 
 
 def doctor() -> tuple[Check, ...]:

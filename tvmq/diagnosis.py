@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine has and lacks for tvmq: the rows of ``tvmq doctor``. Loads no compiler and no model."""
+"""What this machine has and lacks for tvmq: the rows of ``tvmq doctor`` and of ``tvmq targets``.
+
+Loads no compiler and no model.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,40 @@ class Check:
     status: Status
     found: str
     fix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetInfo:
+    """One ISA level.
+
+    Attributes:
+        name: what ``--target`` and ``--isa`` take.
+        triple: LLVM target triple.
+        features: what the CPU must report.
+        runs_here: this CPU has all of them.
+    """
+
+    name: str
+    triple: str
+    features: tuple[str, ...]
+    runs_here: bool
+
+
+def isa_levels() -> tuple[TargetInfo, ...]:
+    """All ISA levels, lowest first."""
+    from targets import detect_host, get_target, target_names
+
+    host = detect_host()
+    specs = [get_target(name) for name in target_names()]
+    return tuple(
+        TargetInfo(
+            name=spec.name,
+            triple=spec.triple,
+            features=tuple(sorted(spec.cpu_flags)),
+            runs_here=spec.name in host,
+        )
+        for spec in specs
+    )
 
 
 def diagnose() -> tuple[Check, ...]:

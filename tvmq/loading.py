@@ -5,17 +5,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal
 
 from targets import detect_host
 
 from . import vm
 from .artifact import Artifact, open_artifact, verify_files
-from .errors import InputError, UsageError
+from .errors import InputError, UsageError, VerificationError
+from .families import FAMILIES, get_family
+from .store import show
 
-MODULE_FAMILY = "module"
-"""``family`` of artifacts made from a user's own module; all others translate."""
+MODULE_FAMILY: Final = "module"
+"""``family`` of artifacts made from a user's own module."""
 SELF_TEST = "selftest.json"
 MAX_THREADS = 256
+Use = Literal["translate", "encode", "module"]
+_WHAT = {"translate": "a translation model", "encode": "an encoder", "module": "a module"}
+_HINT = {
+    "translate": "translate with it",
+    "encode": "embed or classify with it",
+    "module": "call it: tvmq.load(path)(inputs)",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +35,25 @@ class Opened:
     artifact: Artifact
     isa: str
     library: str
+
+
+def use_of(artifact: Artifact) -> Use:
+    """What an artifact is for; VerificationError for a family that this version does not know."""
+    family = artifact.manifest.family
+    if family == MODULE_FAMILY:
+        return MODULE_FAMILY
+    if family not in FAMILIES:
+        raise VerificationError(
+            f"{artifact.path}: unknown family {show(family)}; known: {', '.join(FAMILIES)} (upgrade tvmq)"
+        )
+    return get_family({"model_type": family}).task
+
+
+def require_use(artifact: Artifact, wanted: Use) -> None:
+    """InputError for an artifact that is for something else."""
+    found = use_of(artifact)
+    if found != wanted:
+        raise InputError(f"{artifact.path}: holds {_WHAT[found]}, not {_WHAT[wanted]}; {_HINT[found]}")
 
 
 def open_checked(path: Path | str, *, threads: int, isa: str | None) -> Opened:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import module_selftest
 from .artifact import Artifact, Manifest
 from .errors import InputError, UsageError, VerificationError
-from .loading import MODULE_FAMILY, open_checked
+from .loading import open_checked, require_use
 from .signature import Signature, TensorSpec
 from .vm import ALIGNMENT, Machine, aligned, as_numpy
 
@@ -28,12 +28,11 @@ def load(path: Path | str, *, threads: int = 1, isa: str | None = None) -> Compi
     """Open a module's artifact; see ``loading.open_checked`` for arguments and errors.
 
     Raises:
-        InputError: the artifact holds a translation model.
+        InputError: the artifact holds no module.
         VerificationError: a manifest that describes no module, or a failed self-test.
     """
     opened = open_checked(path, threads=threads, isa=isa)
-    if opened.artifact.manifest.family != MODULE_FAMILY:
-        raise InputError(f"{path}: holds a translation model, not a module; translate with it")
+    require_use(opened.artifact, "module")
     compiled = CompiledModule(opened.artifact, opened.isa, opened.library)
     module_selftest.check(opened.artifact, compiled)
     return compiled

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import selftest, vm
 from .artifact import Artifact, Manifest, verify_files
 from .errors import InputError, UsageError
-from .loading import MODULE_FAMILY, open_checked
+from .loading import open_checked, require_use
 from .machine import return_freed_memory
 from .search import Candidate, SearchOptions, beam_search, greedy_search
 from .tokenizer import MarianTokenizer
@@ -56,14 +56,13 @@ def load(path: Path | str, *, threads: int = 1, isa: str | None = None) -> Trans
         isa: an ISA level instead of the best that this CPU and the artifact share.
 
     Raises:
-        InputError: no artifact, or none of its levels runs here.
+        InputError: no artifact, none that translates, or none of its levels runs here.
         VerificationError: damaged or changed files, or a failed self-test.
         UsageError: unknown level, or fewer than one thread.
     """
     opened = open_checked(path, threads=threads, isa=isa)
     artifact = opened.artifact
-    if artifact.manifest.family == MODULE_FAMILY:
-        raise InputError(f"{path}: holds a module, not a translation model; call it: tvmq.load(path)(inputs)")
+    require_use(artifact, "translate")
     verify_files(artifact, [name for name in artifact.manifest.files if name.startswith("tokenizer/")])
     tokenizer = MarianTokenizer.open(artifact.path / "tokenizer")
     model = TranslationModel(artifact, opened.library)
