@@ -11,11 +11,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
-ScaleDtype = Literal["float16", "float32"]
+ScaleDtype = Literal["float16", "float32", "pow2"]
+"""What scales and offsets are stored in; pow2: mantissas over a shared power of two (``schedules.pow2``)."""
+SCALE_DTYPES: tuple[str, ...] = get_args(ScaleDtype)
 SCHEMA = 1
 """The only plan version this code reads and writes."""
 FLOAT_BITS = 32
@@ -181,8 +183,10 @@ def _check_common(entry: BlockBits | WordBits) -> None:
         raise ValueError(
             f"{entry.tensor}: group size {entry.group_size} is impossible (expected 1 or more, or null)"
         )
-    if entry.scale_dtype not in ("float16", "float32"):
-        raise ValueError(f"{entry.tensor}: scales in {entry.scale_dtype!r} (expected float16 or float32)")
+    if entry.scale_dtype not in SCALE_DTYPES:
+        raise ValueError(
+            f"{entry.tensor}: scales in {entry.scale_dtype!r} (expected {', '.join(SCALE_DTYPES)})"
+        )
 
 
 def _misfit(entry: BlockBits | WordBits, shape: tuple[int, int]) -> str:

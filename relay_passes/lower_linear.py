@@ -16,9 +16,10 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from schedules.float_gemm import FloatSpec, float_gemm
-from schedules.lut_gemm import LutSpec, Segment, lut_gemm, worth_threads
+from schedules.lut_gemm import LutSpec, lut_gemm, worth_threads
 from schedules.lut_table import Tables, lut_table
 from schedules.packing import ColumnLayout
+from schedules.segment import Segment
 from schedules.storage import StoredSegment, float_array, rank_array, reordered
 from targets.spec import TargetSpec
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .lut_gemm import Segment, segment_params
 from .packing import BLOCK_ROWS, STEP_COLUMNS, TILE_ROWS, ColumnLayout, row_blocks
-from .tir import KernelBuilder, T, as_type, body, put
-
-TILES = BLOCK_ROWS // TILE_ROWS
+from .segment import Segment, SegmentBuffers, pow2_factor, segment_params
+from .tir import KernelBuilder, T, as_type, body, put, times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,32 +32,32 @@ class GatherSpec:
 
 
 def gather(spec: GatherSpec, name: str = "gather") -> Any:
-    """PrimFunc (ids[m], [rank[words]], keys, scales, [offsets] by segment or FP32 table, y[m, width])."""
+    """PrimFunc (ids[m], [rank[words]], the buffers of each segment or the FP32 table, y[m, width])."""
     kernel = KernelBuilder(name)
     with kernel.define():
         m = T.int64()
         ids = kernel.param("ids", (m,), "int32")
         rank = kernel.param("rank", (spec.words,), spec.rank_dtype) if spec.rank_dtype else None
         tables = [segment_params(kernel, s, spec.width, i, s.bits) for i, s in enumerate(spec.segments)]
-        tables = tables or [_declare_float(kernel, spec)]
+        floats = [] if tables else [_declare_float(kernel, spec)]
         y = kernel.param("y", (m, spec.width))
-        reads = [b for b in (ids, rank, *(b for table in tables for b in table)) if b is not None]
+        reads = [ids, *([] if rank is None else [rank]), *floats, *(b for t in tables for b in t.present())]
         with body([y], reads), T.serial(0, m) as row:
             word = T.Bind(T.Cast("int64", ids[row]))
             safe = T.Bind(T.if_then_else(T.And(word >= 0, word < spec.words), word, T.int64(0)))
             place = safe if rank is None else T.Bind(T.Cast("int64", rank[safe]))
-            if not spec.segments:
-                _float_row(spec, tables[0][0], y, row, place)
-            for segment, table in zip(spec.segments, tables, strict=True) if spec.segments else ():
+            for table in floats:
+                _float_row(spec, table, y, row, place)
+            for segment, table in zip(spec.segments, tables, strict=True):
                 start, stop = segment.start, segment.start + segment.rows
                 with T.If(T.And(place >= start, place < stop)), T.Then():
                     _segment_row(spec, segment, table, y, row, place - start)
     return kernel.result
 
 
-def _declare_float(kernel: KernelBuilder, spec: GatherSpec) -> tuple[Any]:
+def _declare_float(kernel: KernelBuilder, spec: GatherSpec) -> Any:
     packed = (row_blocks(spec.words), spec.width, BLOCK_ROWS)
-    return (kernel.param("table", packed if spec.packed else (spec.words, spec.width)),)
+    return kernel.param("table", packed if spec.packed else (spec.words, spec.width))
 
 
 def _float_row(spec: GatherSpec, table: Any, y: Any, row: Any, place: Any) -> None:
@@ -72,9 +70,10 @@ def _float_row(spec: GatherSpec, table: Any, y: Any, row: Any, place: Any) -> No
         put(y, (row, c), table[block, c, lane] * T.float32(spec.factor))
 
 
-def _segment_row(spec: GatherSpec, segment: Segment, table: Any, y: Any, row: Any, place: Any) -> None:
+def _segment_row(
+    spec: GatherSpec, segment: Segment, table: SegmentBuffers, y: Any, row: Any, place: Any
+) -> None:
     """Dequantizes one storage row column by column: sum of +-alpha over the planes, plus the offset."""
-    keys, scales, offsets = table
     layout = ColumnLayout(k=spec.width, group_size=segment.group_size)
     block = T.Bind(T.floordiv(place, BLOCK_ROWS))
     lane = T.Bind(T.floormod(place, BLOCK_ROWS))
@@ -85,11 +84,18 @@ def _segment_row(spec: GatherSpec, segment: Segment, table: Any, y: Any, row: An
         half, pair = T.floordiv(within, 16), T.floordiv(T.floormod(within, 16), 4)
         shift = T.Bind(T.Cast("int32", half * 4 + T.floormod(within, 4)))
         total: Any = T.float32(0)
+        power = None if table.exponents is None else T.Bind(pow2_factor(table.exponents[block, g, lane], 1))
         for plane in range(segment.bits):
-            byte = T.Cast("int32", keys[block, plane, step, tile, tile_row * 4 + pair])
+            byte = T.Cast("int32", table.keys[block, plane, step, tile, tile_row * 4 + pair])
             clear = T.bitwise_and(T.shift_right(T.bitwise_not(byte), shift), 1)
-            alpha = as_type(T.Cast("float32", scales[block, plane, g, lane]), "int32")
+            alpha = as_type(_float32(table.scales[block, plane, g, lane], power), "int32")
             total = total + as_type(T.bitwise_xor(alpha, T.shift_left(clear, T.int32(31))), "float32")
-        if offsets is not None:
-            total = total + T.Cast("float32", offsets[block, g, lane])
+        if table.offsets is not None:
+            total = total + _float32(table.offsets[block, g, lane], power)
         put(y, (row, g * segment.group_size + c), total * T.float32(spec.factor))
+
+
+def _float32(value: Any, power: Any | None) -> Any:
+    """A scale or offset, times its power of two where it has one (exactly)."""
+    wide = T.Cast("float32", value)
+    return wide if power is None else times(wide, power, 1)

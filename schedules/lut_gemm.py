@@ -24,6 +24,7 @@ from .intrin_x86 import TILES, tile_sum
 from .lut_table import ENTRIES, Tables, table_dtype
 from .lut_table import reference as table_reference
 from .packing import BLOCK_ROWS, MU, STEP_COLUMNS, TILE_ROWS, BitPlanes, ColumnLayout, row_blocks
+from .segment import Segment, SegmentBuffers, pow2_factor, segment_params
 from .tir import KernelBuilder, T, body, fsplat, half_to_float, load, put, scratch, splat, store, times
 
 TOKEN_TILES = (4, 1)
@@ -31,19 +32,6 @@ TOKEN_TILES = (4, 1)
 NO_F16C = ("ssse3", "portable")
 PARALLEL_BYTES = 1 << 19
 """Keys that a call must read before its row blocks are spread over threads."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """Consecutive rows of one bit width that write columns [start, start + rows) of one output."""
-
-    rows: int
-    bits: int
-    group_size: int
-    offset: bool
-    scale_dtype: str
-    output: int
-    start: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +109,11 @@ def _segment_reference(
     scaled = integers.astype(np.float32) * scale[:, None, None, :]
     m, bits, n, chunks = scaled.shape
     per_group = scaled.reshape(m, bits, n, layout.groups, chunks // layout.groups).sum(axis=-1)
-    y = np.einsum("mbng,bng->mn", per_group, weight.scales.astype(np.float32))
-    if weight.offsets is not None:
+    y = np.einsum("mbng,bng->mn", per_group, weight.alphas())
+    offsets = weight.float_offsets()
+    if offsets is not None:
         group_sums = sums.reshape(sums.shape[0], layout.groups, -1).sum(axis=-1)
-        y = y + group_sums @ weight.offsets.astype(np.float32).T
+        y = y + group_sums @ offsets.T
     return y.astype(np.float32)
 
 
@@ -133,7 +122,7 @@ def lut_gemm(spec: LutSpec, isa: str, name: str = "lut_gemm") -> Any:
     kernel serves every bit width; the segments' ``bits`` only steer which calls are worth threads.
 
     Parameters in order: table, scale, sums (of ``lut_table``); per segment keys, scales and, where
-    present, offsets; per output its bias where present; then the outputs float32[m, n].
+    present, exponents and offsets; per output its bias where present; then the outputs float32[m, n].
     """
     kernel = KernelBuilder(name)
     layout = spec.table_layout
@@ -147,7 +136,7 @@ def lut_gemm(spec: LutSpec, isa: str, name: str = "lut_gemm") -> Any:
             kernel.param(f"bias{i}", (n,)) if spec.bias[i] else None for i, n in enumerate(spec.outputs)
         ]
         outs = [kernel.param(f"y{i}", (m, n)) for i, n in enumerate(spec.outputs)]
-        inputs = [table, scale, sums, *(b for w in weights for b in w if b is not None)]
+        inputs = [table, scale, sums, *(buffer for arrays in weights for buffer in arrays.present())]
         with body(outs, inputs + [b for b in biases if b is not None]):
             for segment, buffers in zip(spec.segments, weights, strict=True):
                 emit = _SegmentEmitter(spec, segment, isa, (table, scale, sums), buffers)
@@ -155,28 +144,16 @@ def lut_gemm(spec: LutSpec, isa: str, name: str = "lut_gemm") -> Any:
     return kernel.result
 
 
-def segment_params(
-    kernel: KernelBuilder, segment: Segment, k: int, index: int, bits: Any
-) -> tuple[Any, Any, Any]:
-    """Declares keys, scales, and offsets or None of a segment; ``bits`` may be a size variable."""
-    layout = ColumnLayout(k=k, group_size=segment.group_size)
-    blocks = row_blocks(segment.rows)
-    keys = kernel.param(f"keys{index}", (blocks, bits, layout.steps, TILES, 64), "uint8")
-    scales = kernel.param(f"scales{index}", (blocks, bits, layout.groups, BLOCK_ROWS), segment.scale_dtype)
-    offsets = None
-    if segment.offset:
-        offsets = kernel.param(f"offsets{index}", (blocks, layout.groups, BLOCK_ROWS), segment.scale_dtype)
-    return keys, scales, offsets
-
-
 class _SegmentEmitter:
     """Emits the loops of one segment: row blocks, then tokens in tiles of 4 and 1."""
 
-    def __init__(self, spec: LutSpec, segment: Segment, isa: str, tables: Any, buffers: Any) -> None:
+    def __init__(
+        self, spec: LutSpec, segment: Segment, isa: str, tables: Any, buffers: SegmentBuffers
+    ) -> None:
         self.spec, self.segment, self.isa = spec, segment, isa
         self.layout, self.exact = spec.layout(segment), spec.tables == "exact"
         self.table, self.scale, self.sums = tables
-        self.keys, self.scales, self.offsets = buffers
+        self.keys, self.scales, self.exponents, self.offsets = buffers
 
     def rows(self, m: Any, bias: Any, out: Any) -> None:
         blocks = row_blocks(self.segment.rows)
@@ -212,7 +189,8 @@ class _SegmentEmitter:
             first = part * together
             rows = [(first + tile) * TILE_ROWS for tile in range(together)]
             alphas = [
-                T.Bind(self._float32(load(self.scales, (block, plane, group, at), TILE_ROWS))) for at in rows
+                T.Bind(self._float32(load(self.scales, (block, plane, group, at), 16), (block, group, at)))
+                for at in rows
             ]
             if chunks == 1:
                 self._chunk(sums, [block, plane, group, first], together, row, acc, first, alphas)
@@ -248,10 +226,8 @@ class _SegmentEmitter:
     def _add_offsets(self, block: Any, row: Any, acc: list[Any]) -> None:
         steps = self.layout.padded_group // STEP_COLUMNS
         with T.serial(0, self.layout.groups) as g:
-            zs = [
-                T.Bind(self._float32(load(self.offsets, (block, g, tile * TILE_ROWS), 16)))
-                for tile in range(TILES)
-            ]
+            places = [(block, g, tile * TILE_ROWS) for tile in range(TILES)]
+            zs = [T.Bind(self._float32(load(self.offsets, place, 16), place)) for place in places]
             for t, token in enumerate(acc):
                 total = scratch((1,))
                 put(total, (0,), T.float32(0))
@@ -261,10 +237,12 @@ class _SegmentEmitter:
                 for tile in range(TILES):
                     _add(token, tile, times(zs[tile], wide))
 
-    def _float32(self, value: Any) -> Any:
-        """16 scales or offsets as float32."""
+    def _float32(self, value: Any, place: Any) -> Any:
+        """16 scales or offsets as float32; those with exponents have them at ``place``."""
         if self.segment.scale_dtype == "float32":
             return value
+        if self.exponents is not None:
+            return T.Cast("float32x16", value) * pow2_factor(load(self.exponents, place, 16), 16)
         return half_to_float(value, 16) if self.isa in NO_F16C else T.Cast("float32x16", value)
 
     def _store(self, block: Any, row: Any, acc: Any, bias: Any, out: Any) -> None:
@@ -293,6 +271,3 @@ def _loop(extent: int) -> Iterator[Any]:
 def _add(into: Any, tile: Any, value: Any) -> None:
     """Adds float32x16 to one row tile of an accumulator of many."""
     store(into, (tile * TILE_ROWS,), load(into, (tile * TILE_ROWS,), TILE_ROWS) + value, TILE_ROWS)
-
-
-__all__ = ["LutSpec", "Segment", "integer_reference", "lut_gemm", "reference", "segment_params"]

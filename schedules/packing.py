@@ -9,9 +9,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .pow2 import pow2_values
 
 MU = 4
 """Activations per lookup table (16 entries: one byte-shuffle register)."""
@@ -29,17 +32,20 @@ class BitPlanes:
     Attributes:
         planes: uint8[bits, n, ceil(k / 8)], ``np.packbits(..., bitorder="little")`` along the
             columns; bit 1 means +1, bit 0 means -1. Spare bits of the last byte are 0.
-        scales: float16 or float32 [bits, n, groups].
+        scales: float16 or float32 [bits, n, groups]; or int8 mantissas, see ``exponents``.
         offsets: same dtype [n, groups], or None.
         shape: (n, k) of the matrix: n output rows, k columns.
         group_size: columns that share a scale; divides k. Groups = k / group_size.
+        exponents: int8[n, groups], the powers of two that mantissas and offsets are multiplied by (see
+            ``pow2``); None for scales in floating point.
     """
 
     planes: NDArray[np.uint8]
-    scales: NDArray[np.floating]
-    offsets: NDArray[np.floating] | None
+    scales: NDArray[np.floating] | NDArray[np.int8]
+    offsets: NDArray[np.floating] | NDArray[np.int8] | None
     shape: tuple[int, int]
     group_size: int
+    exponents: NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
         n, k = self.shape
@@ -53,6 +59,10 @@ class BitPlanes:
             raise ValueError(f"scales are {self.scales.shape}, expected {(bits, n, k // self.group_size)}")
         if self.offsets is not None and self.offsets.shape != (n, k // self.group_size):
             raise ValueError(f"offsets are {self.offsets.shape}, expected {(n, k // self.group_size)}")
+        if (self.scales.dtype == np.int8) != (self.exponents is not None):
+            raise ValueError("mantissas in int8 and exponents belong together")
+        if self.exponents is not None and self.exponents.shape != (n, k // self.group_size):
+            raise ValueError(f"exponents are {self.exponents.shape}, expected {(n, k // self.group_size)}")
 
     @property
     def bits(self) -> int:
@@ -60,8 +70,21 @@ class BitPlanes:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of planes, scales and offsets (without row padding)."""
-        return self.planes.nbytes + self.scales.nbytes + (0 if self.offsets is None else self.offsets.nbytes)
+        """Bytes of planes, scales, exponents and offsets (without row padding)."""
+        arrays = (self.planes, self.scales, self.exponents, self.offsets)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    def alphas(self) -> NDArray[np.float32]:
+        """float32[bits, n, groups]: the scales as numbers, whatever they are stored as."""
+        if self.exponents is None:
+            return self.scales.astype(np.float32)
+        return pow2_values(cast("NDArray[np.int8]", self.scales), self.exponents)
+
+    def float_offsets(self) -> NDArray[np.float32] | None:
+        """float32[n, groups]: the offsets as numbers."""
+        if self.offsets is None or self.exponents is None:
+            return None if self.offsets is None else self.offsets.astype(np.float32)
+        return pow2_values(cast("NDArray[np.int8]", self.offsets), self.exponents)
 
     def signs(self) -> NDArray[np.int8]:
         """The planes as int8[bits, n, k] of -1 and +1."""
@@ -73,10 +96,11 @@ class BitPlanes:
         n, k = self.shape
         groups = k // self.group_size
         out = np.zeros((n, groups, self.group_size), np.float32)
-        for plane, scale in zip(self.signs(), self.scales.astype(np.float32), strict=True):
+        for plane, scale in zip(self.signs(), self.alphas(), strict=True):
             out += plane.reshape(out.shape) * scale[:, :, None]
-        if self.offsets is not None:
-            out += self.offsets.astype(np.float32)[:, :, None]
+        offsets = self.float_offsets()
+        if offsets is not None:
+            out += offsets[:, :, None]
         return out.reshape(n, k)
 
 
@@ -199,21 +223,26 @@ def pack_keys(planes: BitPlanes) -> NDArray[np.uint8]:
     )
 
 
-def pack_scales(planes: BitPlanes) -> NDArray[np.floating]:
-    """Scales as [blocks, bits, groups, 64], zero for padding rows."""
-    bits, n, groups = planes.scales.shape
-    blocks = row_blocks(n)
-    padded = np.pad(planes.scales, ((0, 0), (0, blocks * BLOCK_ROWS - n), (0, 0)))
-    return np.ascontiguousarray(padded.reshape(bits, blocks, BLOCK_ROWS, groups).transpose(1, 0, 3, 2))
+def pack_scales(planes: BitPlanes) -> NDArray[Any]:
+    """Scales (or mantissas) as [blocks, bits, groups, 64], zero for padding rows."""
+    return np.stack([_by_block(plane) for plane in planes.scales], axis=1)
 
 
-def pack_offsets(planes: BitPlanes) -> NDArray[np.floating] | None:
+def pack_offsets(planes: BitPlanes) -> NDArray[Any] | None:
     """Offsets as [blocks, groups, 64], zero for padding rows; None where there are none."""
-    if planes.offsets is None:
-        return None
-    n, groups = planes.offsets.shape
+    return None if planes.offsets is None else _by_block(planes.offsets)
+
+
+def pack_exponents(planes: BitPlanes) -> NDArray[np.int8] | None:
+    """Exponents as [blocks, groups, 64], zero for padding rows; None where there are none."""
+    return None if planes.exponents is None else _by_block(planes.exponents)
+
+
+def _by_block(values: NDArray[Any]) -> NDArray[Any]:
+    """[n, groups] -> [blocks, groups, 64], zero for padding rows."""
+    n, groups = values.shape
     blocks = row_blocks(n)
-    padded = np.pad(planes.offsets, ((0, blocks * BLOCK_ROWS - n), (0, 0)))
+    padded = np.pad(values, ((0, blocks * BLOCK_ROWS - n), (0, 0)))
     return np.ascontiguousarray(padded.reshape(blocks, BLOCK_ROWS, groups).transpose(0, 2, 1))
 
 

@@ -2,9 +2,9 @@
 """How a weight is stored beside the library: names, shapes, dtypes and packed arrays of its parts.
 
 The passes declare kernel parameters by these names, the build fills them, the runtime looks them up.
-A quantized tensor ``w`` is stored as ``w:keys w:scales [w:offsets]``; an embedding with bits by word as
-``w:0:keys ...`` per segment plus ``w:order`` (storage row to word) and ``w:rank`` (word to storage row);
-an FP32 matrix as ``w:packed``. ``b@w`` is the vector b in the storage order of w.
+A quantized tensor ``w`` is stored as ``w:keys w:scales [w:exponents] [w:offsets]``; an embedding with bits by
+word as ``w:0:keys ...`` per segment plus ``w:order`` (storage row to word) and ``w:rank`` (word to storage
+row); an FP32 matrix as ``w:packed``. ``b@w`` is the vector b in the storage order of w.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from .packing import (
     BitPlanes,
     ColumnLayout,
     WordPlanes,
+    pack_exponents,
     pack_keys,
     pack_offsets,
     pack_scales,
     row_blocks,
     word_dtype,
 )
+from .pow2 import POW2, scale_storage
 
 TILES = 4
 
@@ -51,23 +53,23 @@ class StoredSegment:
     scale_dtype: str
 
     def arrays(self, k: int) -> list[StoredArray]:
-        """Keys, scales and, where present, offsets of this segment with k columns."""
+        """Keys, scales and, where present, exponents and offsets of this segment with k columns."""
         layout = ColumnLayout(k=k, group_size=self.group_size)
         blocks = row_blocks(self.rows)
+        per_group = (blocks, layout.groups, BLOCK_ROWS)
+        dtype = scale_storage(self.scale_dtype)
         found = [
-            StoredArray(
-                name=f"{self.prefix}:keys", shape=(blocks, self.bits, layout.steps, TILES, 64), dtype="uint8"
-            ),
-            StoredArray(
-                name=f"{self.prefix}:scales",
-                shape=(blocks, self.bits, layout.groups, BLOCK_ROWS),
-                dtype=self.scale_dtype,
-            ),
+            self._array("keys", (blocks, self.bits, layout.steps, TILES, 64), "uint8"),
+            self._array("scales", (blocks, self.bits, layout.groups, BLOCK_ROWS), dtype),
         ]
+        if self.scale_dtype == POW2:
+            found.append(self._array("exponents", per_group, "int8"))
         if self.offset:
-            shape = (blocks, layout.groups, BLOCK_ROWS)
-            found.append(StoredArray(name=f"{self.prefix}:offsets", shape=shape, dtype=self.scale_dtype))
+            found.append(self._array("offsets", per_group, dtype))
         return found
+
+    def _array(self, part: str, shape: tuple[int, ...], dtype: str) -> StoredArray:
+        return StoredArray(name=f"{self.prefix}:{part}", shape=shape, dtype=dtype)
 
 
 def order_array(tensor: str, words: int) -> StoredArray:
@@ -109,9 +111,10 @@ def pack_plain(tensor: str, weight: NDArray[np.float32]) -> dict[str, NDArray]:
 
 
 def _pack_segment(prefix: str, planes: BitPlanes) -> dict[str, NDArray]:
-    arrays: dict[str, NDArray] = {
-        f"{prefix}:keys": pack_keys(planes),
-        f"{prefix}:scales": pack_scales(planes),
+    arrays = {
+        "keys": pack_keys(planes),
+        "scales": pack_scales(planes),
+        "exponents": pack_exponents(planes),
+        "offsets": pack_offsets(planes),
     }
-    offsets = pack_offsets(planes)
-    return arrays if offsets is None else arrays | {f"{prefix}:offsets": offsets}
+    return {f"{prefix}:{part}": array for part, array in arrays.items() if array is not None}

@@ -5,8 +5,9 @@
 planes as they are. Beside config.json and the tokenizer lie plan.json and one model.safetensors::
 
     NAME:planes   uint8[bits, n, ceil(k / 8)]     a matrix NAME [n, k] with one width for all rows
-    NAME:scales   float16 or float32[bits, n, groups]
-    NAME:offsets  same dtype [n, groups], where the plan has offsets
+    NAME:scales   float16 or float32[bits, n, groups]; int8 mantissas where the plan says pow2
+    NAME:exponents  int8[n, groups], beside mantissas
+    NAME:offsets  dtype of the scales [n, groups], where the plan has offsets
     NAME:order    int32[n]                        a word table: storage row -> word
     NAME:0:planes, NAME:0:scales, ...             and its clusters, most frequent words first
     NAME          float16 or float32              everything else
@@ -36,6 +37,7 @@ from relay_passes.bit_plan import (
     encode_plan,
 )
 from schedules.packing import BitPlanes, WordPlanes
+from schedules.pow2 import POW2, check_pow2, scale_storage
 
 from .errors import InputError
 from .store import atomic_dir, read_bytes, show
@@ -52,7 +54,7 @@ COMPANIONS = (
     "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "PACKAGES.txt",
 )  # fmt: skip
 """Files that a coded checkpoint takes over from its model folder, where they are there."""
-_DTYPES = {"U8": "uint8", "I32": "int32", "F16": "float16", "F32": "float32"}
+_DTYPES = {"U8": "uint8", "I8": "int8", "I32": "int32", "F16": "float16", "F32": "float32"}
 _MAX_COLUMNS = 1 << 24
 
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -129,6 +131,7 @@ class CodedTensors:
                     offsets=self._file.raw(f"{part}:offsets") if entry.offset else None,
                     shape=(codes.shape[1], columns),
                     group_size=group,
+                    exponents=self._file.raw(f"{part}:exponents") if entry.scale_dtype == POW2 else None,
                 )
             )
         if isinstance(entry, WordBits):
@@ -226,6 +229,9 @@ def check_values(name: str, value: BitPlanes | WordPlanes) -> None:
         spare = -segment.shape[1] % 8
         if spare and (segment.planes[:, :, -1] >> (8 - spare)).any():
             raise ValueError(f"tensor {show(name)}: bits beyond column {segment.shape[1]} are set")
+        if segment.exponents is not None:
+            _check_pow2(name, segment)
+            continue
         largest = np.abs(segment.scales.astype(np.float64)).sum(0)
         if segment.offsets is not None:
             largest = largest + np.abs(segment.offsets.astype(np.float64))
@@ -235,6 +241,16 @@ def check_values(name: str, value: BitPlanes | WordPlanes) -> None:
         rows = value.shape[0]
         if not np.array_equal(np.sort(value.order), np.arange(rows)):
             raise ValueError(f"tensor {show(name)}: the order does not name each of {rows} words once")
+
+
+def _check_pow2(name: str, segment: BitPlanes) -> None:
+    mantissas, offsets = segment.scales, segment.offsets
+    together = mantissas if offsets is None else np.concatenate([mantissas, offsets[None]])
+    assert segment.exponents is not None
+    try:
+        check_pow2(together.astype(np.int8), segment.exponents)
+    except ValueError as error:
+        raise ValueError(f"tensor {show(name)}: {error}") from None
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:
@@ -291,7 +307,7 @@ def _expected(
     name, group = entry.tensor, entry.group_size or columns
     if columns % group:
         raise ValueError(f"{show(name)} has {columns} columns, which group size {group} does not divide")
-    groups, width = columns // group, -(-columns // 8)
+    groups, width, dtype = columns // group, -(-columns // 8), scale_storage(entry.scale_dtype)
     result: dict[str, tuple[str, tuple[int, ...]]] = {}
     if isinstance(entry, WordBits):
         clusters = entry.clusters
@@ -301,9 +317,11 @@ def _expected(
         clusters = ((shape[1] if len(shape) == 3 else 1, entry.bits),)
     for part, (rows, bits) in zip(_parts(entry), clusters, strict=True):
         result[f"{part}:planes"] = ("uint8", (bits, max(rows, 1), width))
-        result[f"{part}:scales"] = (entry.scale_dtype, (bits, rows, groups))
+        result[f"{part}:scales"] = (dtype, (bits, rows, groups))
+        if entry.scale_dtype == POW2:
+            result[f"{part}:exponents"] = ("int8", (rows, groups))
         if entry.offset:
-            result[f"{part}:offsets"] = (entry.scale_dtype, (rows, groups))
+            result[f"{part}:offsets"] = (dtype, (rows, groups))
     return result
 
 
@@ -320,6 +338,8 @@ def _flat(name: str, value: BitPlanes | WordPlanes) -> dict[str, NDArray[Any]]:
         parts, arrays = {name: value}, {}
     for part, segment in parts.items():
         arrays |= {f"{part}:planes": segment.planes, f"{part}:scales": segment.scales}
+        if segment.exponents is not None:
+            arrays[f"{part}:exponents"] = segment.exponents
         if segment.offsets is not None:
             arrays[f"{part}:offsets"] = segment.offsets
     return arrays

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from relay_passes.bit_plan import ScaleDtype
+
 Tables = Literal["int8", "exact"]
 
 
@@ -45,7 +47,7 @@ class PlanOptions:
     quantizer: str | None = None
     group_size: int | None = None
     offset: bool | None = None
-    scale_dtype: Literal["float16", "float32"] | None = None
+    scale_dtype: ScaleDtype | None = None
     frequencies: Path | None = None
     text: Path | None = None
 
@@ -148,7 +150,7 @@ class AllocationOptions:
     quantizer: str | None = None
     group_size: int = 0
     offset: bool = False
-    scale_dtype: Literal["float16", "float32"] = "float16"
+    scale_dtype: ScaleDtype = "float16"
     frequencies: Path | None = None
     jobs: int | None = None
 

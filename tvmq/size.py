@@ -10,6 +10,7 @@ import numpy as np
 
 from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
 from schedules.packing import word_dtype
+from schedules.pow2 import POW2, scale_storage
 
 from .families.family import TensorInfo
 
@@ -99,5 +100,6 @@ def planes_bytes(entry: BlockBits | WordBits, rows: int, columns: int, bits: int
     if bits == FLOAT_BITS:
         return rows * columns * FLOAT_BYTES
     groups = columns // (entry.group_size or columns)
-    scales_and_offsets = rows * groups * (bits + entry.offset) * np.dtype(entry.scale_dtype).itemsize
-    return bits * rows * -(-columns // 8) + scales_and_offsets
+    numbers = (bits + entry.offset) * np.dtype(scale_storage(entry.scale_dtype)).itemsize
+    exponents = 1 if entry.scale_dtype == POW2 else 0
+    return bits * rows * -(-columns // 8) + rows * groups * (numbers + exponents)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,21 @@ def planes(bits: int, n: int) -> BitPlanes:
 
 
 MATRIX = BlockBits(tensor="a", block="x", bits=2, group_size=6, offset=True, scale_dtype="float32")
+SHARED = BlockBits(tensor="s", block="x", bits=1, group_size=6, scale_dtype="pow2")
 KEPT = BlockBits(tensor="kept", block="x", bits=32)
 WORDS = WordBits(
     tensor="w", block="y", clusters=((1, 2), (2, 1)), group_size=6, offset=True, scale_dtype="float32"
 )
-PLAN = BitPlan(schema=1, source="test", blocks=(MATRIX, KEPT), words=(WORDS,))
+PLAN = BitPlan(schema=1, source="test", blocks=(MATRIX, SHARED, KEPT), words=(WORDS,))
 
 
 @pytest.fixture
 def coded(checkpoint: Path) -> Path:
     folder = checkpoint.parent / "coded"
     words = WordPlanes(order=np.array([2, 0, 1], np.int32), segments=(planes(2, 1), planes(1, 2)))
-    tensors = {"a": planes(2, 4), "w": words}
+    mantissas, exponents = np.full((1, 4, 2), 100, np.int8), np.full((4, 2), -9, np.int8)
+    shared = replace(planes(1, 4), scales=mantissas, offsets=None, exponents=exponents)
+    tensors = {"a": planes(2, 4), "s": shared, "w": words}
     floats = {"kept": np.ones((2, 2)), "bias": np.ones(2)}
     write_coded(folder, model=checkpoint, plan=PLAN, planes=tensors, floats=floats, force=False)
     return folder
@@ -89,7 +93,7 @@ def refused(folder: Path, message: str) -> None:
 
 def test_the_undamaged_one_opens(coded: Path) -> None:
     read_all(coded)
-    assert Checkpoint.open(coded).names() == ["a", "bias", "kept", "w"]
+    assert Checkpoint.open(coded).names() == ["a", "bias", "kept", "s", "w"]
 
 
 def put(name: str, value: Any) -> Callable[[Tensors, dict[str, str]], object]:
@@ -134,7 +138,7 @@ DEFECTS: dict[str, tuple[Callable[[Tensors, dict[str, str]], object], str]] = {
     "three planes": (put("a:planes", np.zeros((3, 4, 2), np.uint8)), r"expects uint8\[2, 4, 2\]"),
     "flat planes": (put("a:planes", np.zeros(16, np.uint8)), r"'a:planes' is uint8\[16\], the plan expects"),
     "no rows": (put("a:planes", np.zeros((2, 0, 2), np.uint8)), r"'a:planes' is uint8\[2, 0, 2\]"),
-    "signed planes": (put("a:planes", np.zeros((2, 4, 2), np.int8)), "'a:planes' is I8"),
+    "signed planes": (put("a:planes", np.zeros((2, 4, 2), np.int8)), "'a:planes' is int8"),
     "scales of other rows": (put("a:scales", np.ones((2, 5, 2), F4)), r"'a:scales' is float32\[2, 5, 2\]"),
     "scales of other groups": (put("a:scales", np.ones((2, 4, 1), F4)), r"'a:scales' is float32\[2, 4, 1\]"),
     "scales of no group": (put("a:scales", np.ones((2, 4, 0), F4)), r"'a:scales' is float32\[2, 4, 0\]"),
@@ -152,6 +156,11 @@ DEFECTS: dict[str, tuple[Callable[[Tensors, dict[str, str]], object], str]] = {
     "scales that overflow": (set_at("a:scales", slice(None), 3e38), "'a': scales or offsets are not finite"),
     "a spare bit": (set_at("a:planes", (0, 0, 1), 0x15), "'a': bits beyond column 12 are set"),
     "a spare bit of words": (set_at("w:1:planes", (0, 1, 1), 0x85), "'w': bits beyond column 12 are set"),
+    "no exponents": (drop("s:exponents"), "'s:exponents' of the plan is not stored"),
+    "exponents of floats": (put("s:exponents", np.zeros((4, 2), F4)), "'s:exponents' is float32"),
+    "a mantissa of 8 bits": (set_at("s:scales", 0, -128), "'s': mantissas of one row add up to more than"),
+    "a huge exponent": (set_at("s:exponents", 0, 127), "'s': exponents must lie between -100 and 100"),
+    "exponents of nothing": (put("a:exponents", np.zeros((4, 2), np.int8)), "'a:exponents' is not in the"),
     "a float of NaN": (set_at("bias", 0, np.nan), "'bias' holds 1 values that are not finite"),
 }
 
@@ -167,8 +176,8 @@ def edited(**changed: Any) -> bytes:
 
 
 def block(**changed: Any) -> list[dict[str, Any]]:
-    first, second = json.loads(encode_plan(PLAN))["blocks"]
-    return [first | changed, second]
+    first, *others = json.loads(encode_plan(PLAN))["blocks"]
+    return [first | changed, *others]
 
 
 @pytest.mark.parametrize(

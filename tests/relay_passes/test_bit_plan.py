@@ -19,7 +19,7 @@ COMMON: dict[str, Any] = {
     "group_size": st.none() | st.integers(1, 4096),
     "quantizer": st.sampled_from(["alternating", "greedy", "rtn"]),
     "offset": st.booleans(),
-    "scale_dtype": st.sampled_from(["float16", "float32"]),
+    "scale_dtype": st.sampled_from(["float16", "float32", "pow2"]),
 }
 
 

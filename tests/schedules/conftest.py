@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
 
-from schedules.packing import BitPlanes, pack_keys, pack_offsets, pack_scales
+from schedules.packing import BitPlanes, pack_exponents, pack_keys, pack_offsets, pack_scales
+from schedules.pow2 import pow2_scales, scale_storage
 from targets import detect_host, get_target, target_names
 from targets.spec import TargetSpec
 
@@ -117,19 +118,26 @@ class Weights:
     ) -> BitPlanes:
         rng = np.random.default_rng([self.seed, n, k, bits])
         raw = rng.integers(0, 2, (bits, n, k), dtype=np.uint8)
+        params = rng.uniform(0.01, 1, (bits + offset, n, k // group))
+        params[bits:] = rng.standard_normal((int(offset), n, k // group))
+        exponents = None
+        if dtype == "pow2":
+            params, exponents = pow2_scales(params)
+        stored = params.astype(scale_storage(dtype))
         return BitPlanes(
             planes=np.packbits(raw, axis=2, bitorder="little"),
-            scales=rng.uniform(0.01, 1, (bits, n, k // group)).astype(dtype),
-            offsets=rng.standard_normal((n, k // group)).astype(dtype) if offset else None,
+            scales=stored[:bits],
+            offsets=stored[bits] if offset else None,
             shape=(n, k),
             group_size=group,
+            exponents=exponents,
         )
 
     @staticmethod
     def arguments(planes: BitPlanes) -> list[NDArray]:
-        """Keys, scales and, where present, offsets of one segment."""
-        offsets = pack_offsets(planes)
-        return [pack_keys(planes), pack_scales(planes), *([] if offsets is None else [offsets])]
+        """Keys, scales and, where present, exponents and offsets of one segment."""
+        others = (pack_exponents(planes), pack_offsets(planes))
+        return [pack_keys(planes), pack_scales(planes), *(array for array in others if array is not None)]
 
 
 @pytest.fixture(scope="session")

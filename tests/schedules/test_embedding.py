@@ -16,7 +16,7 @@ from schedules.packing import WordPlanes
 WORDS, WIDTH = 205, 96
 IDS = np.array([0, 5, 204, 42, 7, 7, 100, -1, 205, 2**31 - 1, -(2**31)], np.int32)
 KNOWN = np.where((IDS >= 0) & (IDS < WORDS), IDS, 0)
-PARTS = ((70, 3, True, "float16"), (5, 8, False, "float32"), (130, 1, True, "float32"))
+PARTS = ((70, 3, True, "float16"), (5, 8, False, "float32"), (20, 3, True, "pow2"), (110, 1, True, "float32"))
 
 
 @pytest.mark.parametrize(("rank_dtype", "group"), [("uint16", 32), ("int32", 48), ("", 96)])

@@ -64,13 +64,13 @@ class Case:
 
 
 def make_case(weights: Any, k: int, group: int, tables: Tables, shapes: list[Shape]) -> Case:
-    """Segments over three outputs, with and without offsets, biases, relu; both scale types."""
+    """Segments over three outputs, with and without offsets, biases, relu; all scale types."""
     rng = np.random.default_rng(k)
     outputs = [0, 0, 0]
     segments, planes = [], []
     for index, (rows, bits) in enumerate(shapes):
         output = min(index, 2)
-        offset, dtype = index % 2 == 0, "float32" if index % 3 == 1 else "float16"
+        offset, dtype = index % 2 == 0, ("float16", "float32", "pow2")[index % 3]
         planes.append(weights.planes(rows, k, bits, group, offset=offset, dtype=dtype))
         segments.append(
             Segment(

@@ -15,11 +15,13 @@ from schedules.packing import (
     BitPlanes,
     ColumnLayout,
     WordPlanes,
+    pack_exponents,
     pack_keys,
     pack_offsets,
     pack_scales,
     row_blocks,
 )
+from schedules.pow2 import pow2_scales, scale_storage
 
 
 @st.composite
@@ -28,14 +30,19 @@ def bit_planes(draw: st.DrawFn) -> BitPlanes:
     k = group * draw(st.integers(1, 4))
     n = draw(st.sampled_from([1, 15, 16, 17, 63, 64, 65, 130]))
     bits = draw(st.integers(1, 8))
-    dtype = draw(st.sampled_from(["float16", "float32"]))
+    dtype = draw(st.sampled_from(["float16", "float32", "pow2"]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    params, exponents = rng.standard_normal((bits + 1, n, k // group)), None
+    if dtype == "pow2":
+        params, exponents = pow2_scales(params)
+    params = params.astype(scale_storage(dtype))
     return BitPlanes(
         planes=np.packbits(rng.integers(0, 2, (bits, n, k), dtype=np.uint8), axis=2, bitorder="little"),
-        scales=rng.standard_normal((bits, n, k // group)).astype(dtype),
-        offsets=rng.standard_normal((n, k // group)).astype(dtype) if draw(st.booleans()) else None,
+        scales=params[:bits],
+        offsets=params[bits] if draw(st.booleans()) else None,
         shape=(n, k),
         group_size=group,
+        exponents=exponents,
     )
 
 
@@ -71,19 +78,20 @@ def test_keys_round_trip(planes: BitPlanes) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(bit_planes())
-def test_scales_and_offsets_round_trip(planes: BitPlanes) -> None:
+def test_scales_exponents_and_offsets_round_trip(planes: BitPlanes) -> None:
     n = planes.shape[0]
     scales = pack_scales(planes)  # [blocks, bits, groups, 64]
     assert scales.dtype == planes.scales.dtype
     back = scales.transpose(1, 0, 3, 2).reshape(planes.bits, -1, scales.shape[2])
     assert np.array_equal(back[:, :n], planes.scales)
     assert not back[:, n:].any()
-    offsets = pack_offsets(planes)  # [blocks, groups, 64]
-    assert (offsets is None) == (planes.offsets is None)
-    if offsets is not None:
-        back = offsets.transpose(0, 2, 1).reshape(-1, offsets.shape[1])
-        assert np.array_equal(back[:n], planes.offsets)
-        assert not back[n:].any()
+    pairs = ((pack_offsets(planes), planes.offsets), (pack_exponents(planes), planes.exponents))
+    for packed, plain in pairs:
+        assert (packed is None) == (plain is None)
+        if packed is not None:  # [blocks, groups, 64]
+            back = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])
+            assert np.array_equal(back[:n], plain)
+            assert not back[n:].any()
 
 
 @settings(max_examples=20, deadline=None)
@@ -92,10 +100,11 @@ def test_dequantize_is_the_sum_of_scaled_signs(planes: BitPlanes) -> None:
     n, k = planes.shape
     signs = planes.signs()
     assert set(np.unique(signs)) <= {-1, 1}
-    scales = np.repeat(planes.scales.astype(np.float64), planes.group_size, axis=2)
+    power = np.float64(1) if planes.exponents is None else 2.0 ** planes.exponents.astype(np.float64)
+    scales = np.repeat(planes.scales * power, planes.group_size, axis=2)
     expected = (signs * scales).sum(axis=0)
     if planes.offsets is not None:
-        expected += np.repeat(planes.offsets.astype(np.float64), planes.group_size, axis=1)
+        expected += np.repeat(planes.offsets * power, planes.group_size, axis=1)
     assert planes.dequantize().shape == (n, k)
     np.testing.assert_allclose(planes.dequantize(), expected, rtol=1e-5, atol=1e-5)
 
@@ -139,6 +148,12 @@ def small(**changes: object) -> BitPlanes:
         ({"scales": np.zeros((2, 3, 1), np.float16)}, r"scales are \(2, 3, 1\), expected \(2, 3, 2\)"),
         ({"scales": np.zeros((1, 3, 2), np.float16)}, "scales are"),
         ({"offsets": np.zeros((2, 2), np.float16)}, r"offsets are \(2, 2\), expected \(3, 2\)"),
+        ({"exponents": np.zeros((3, 2), np.int8)}, "mantissas in int8 and exponents belong together"),
+        ({"scales": np.zeros((2, 3, 2), np.int8)}, "mantissas in int8 and exponents belong together"),
+        (
+            {"scales": np.zeros((2, 3, 2), np.int8), "exponents": np.zeros((2, 3), np.int8)},
+            r"exponents are \(2, 3\), expected \(3, 2\)",
+        ),
     ],
 )
 def test_bad_planes_are_refused(changes: dict[str, object], message: str) -> None:
@@ -149,6 +164,9 @@ def test_bad_planes_are_refused(changes: dict[str, object], message: str) -> Non
 def test_nbytes_counts_every_array() -> None:
     assert small().nbytes == 2 * 3 * 2 + 2 * 3 * 2 * 2 + 3 * 2 * 2
     assert small(offsets=None).nbytes == 2 * 3 * 2 + 2 * 3 * 2 * 2
+    mantissas, exponents = np.zeros((2, 3, 2), np.int8), np.zeros((3, 2), np.int8)
+    pow2 = small(scales=mantissas, offsets=None, exponents=exponents)
+    assert pow2.nbytes == 2 * 3 * 2 + (2 + 1) * 3 * 2
 
 
 def test_word_planes_put_rows_at_their_words() -> None:

@@ -58,14 +58,16 @@ def table_call(tables: Tables) -> Call:
     )
 
 
-def product_call(tables: Tables, group: int, planes: Callable[..., BitPlanes], arguments: Any) -> Call:
+def product_call(
+    tables: Tables, group: int, planes: Callable[..., BitPlanes], arguments: Any, dtype: str = "float16"
+) -> Call:
     rows, k, tokens = 81, 240, 5
     segment = Segment(
-        rows=rows, bits=3, group_size=group, offset=True, scale_dtype="float16", output=0, start=0
+        rows=rows, bits=3, group_size=group, offset=True, scale_dtype=dtype, output=0, start=0
     )
     spec = LutSpec(k=k, outputs=(rows,), segments=(segment,), bias=(True,), activation=("",), tables=tables)
     table, scale, sums = table_reference(normal(tokens, k), spec.table_layout, tables)
-    weight = arguments(planes(rows, k, 3, group, offset=True))
+    weight = arguments(planes(rows, k, 3, group, offset=True, dtype=dtype))
     return Call(
         kernel=lambda isa: lut_gemm(spec, isa),
         inputs=[table, scale, sums, *weight, normal(rows)],
@@ -73,12 +75,10 @@ def product_call(tables: Tables, group: int, planes: Callable[..., BitPlanes], a
     )
 
 
-def gather_call(planes: Callable[..., BitPlanes], arguments: Any) -> Call:
-    segment = Segment(
-        rows=81, bits=3, group_size=48, offset=True, scale_dtype="float16", output=0, start=0
-    )
+def gather_call(planes: Callable[..., BitPlanes], arguments: Any, dtype: str = "float16") -> Call:
+    segment = Segment(rows=81, bits=3, group_size=48, offset=True, scale_dtype=dtype, output=0, start=0)
     spec = GatherSpec(words=81, width=96, segments=(segment,), factor=22.6)
-    weight = arguments(planes(81, 96, 3, 48, offset=True))
+    weight = arguments(planes(81, 96, 3, 48, offset=True, dtype=dtype))
     ids = np.arange(81, dtype=np.int32)
     return Call(kernel=lambda _: gather(spec), inputs=[ids, *weight], outputs=[((81, 96), "float32")])
 
@@ -175,10 +175,10 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
     match request.param.split():
         case ["table", tables]:
             return table_call(tables)
-        case ["product", tables, group]:
-            return product_call(tables, int(group), *made)
-        case ["gather"]:
-            return gather_call(*made)
+        case ["product", tables, group, *dtype]:
+            return product_call(tables, int(group), *made, *dtype)
+        case ["gather", *dtype]:
+            return gather_call(*made, *dtype)
         case ["norm", width]:
             return norm_call(int(width))
         case ["attention", kind]:
@@ -203,9 +203,10 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
     "call",
     [
         "table int8", "table exact", "product int8 240", "product int8 40", "product exact 240",
-        "product exact 40", "gather", "norm 128", "norm 39", "attention ragged", "attention cached",
-        "attention cross", "float", "float gelu", "argmax", "topk", "exp", "log",
-        "activation gelu", "activation gelu_tanh", "activation tanh", "pooling", "normalize",
+        "product exact 40", "product int8 40 pow2", "product exact 240 pow2", "gather", "gather pow2",
+        "norm 128", "norm 39", "attention ragged", "attention cached", "attention cross", "float",
+        "float gelu", "argmax", "topk", "exp", "log", "activation gelu", "activation gelu_tanh",
+        "activation tanh", "pooling", "normalize",
     ],
     indirect=True,
 )  # fmt: skip

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from relay_passes.bit_plan import BitPlan, BlockBits, WordBits, decode_plan
 from schedules.packing import BitPlanes, WordPlanes
+from schedules.pow2 import pow2_scales, scale_storage
 from tvmq import api
 from tvmq.checkpoint import Checkpoint
 from tvmq.coded_checkpoint import narrowed, write_coded
@@ -41,19 +42,26 @@ def matrix(
 ) -> BitPlanes:
     rng = np.random.default_rng(n * k + bits)
     codes = rng.integers(0, 2, (bits, n, k), np.uint8)
-    groups = k // group
+    groups, exponents = k // group, None
+    scales, offsets = rng.random((bits, n, groups)), rng.standard_normal((1, n, groups))
+    if dtype == "pow2":
+        together, exponents = pow2_scales(np.concatenate([scales, offsets]) if offset else scales)
+        scales, offsets = together[:bits], together[bits:]
+    stored = scale_storage(dtype)
     return BitPlanes(
         planes=np.packbits(codes, axis=2, bitorder="little"),
-        scales=rng.random((bits, n, groups)).astype(dtype),
-        offsets=rng.standard_normal((n, groups)).astype(dtype) if offset else None,
+        scales=scales.astype(stored),
+        offsets=offsets[0].astype(stored) if offset else None,
         shape=(n, k),
         group_size=group,
+        exponents=exponents,
     )
 
 
 PLANES: dict[str, BitPlanes | WordPlanes] = {
     "a": matrix(3, 5, 32, 16, offset=True),
     "odd": matrix(1, 4, 13, 13, dtype="float32"),
+    "shared": matrix(2, 3, 16, 8, offset=True, dtype="pow2"),
     "words": WordPlanes(
         order=np.array([2, 4, 0, 5, 1, 3], np.int32),
         segments=(matrix(4, 2, 10, 10), matrix(2, 3, 10, 10), matrix(1, 1, 10, 10)),
@@ -67,6 +75,7 @@ PLAN = BitPlan(
     blocks=(
         BlockBits(tensor="a", block="x", bits=3, group_size=16, offset=True),
         BlockBits(tensor="odd", block="x", bits=1, scale_dtype="float32", quantizer="greedy"),
+        BlockBits(tensor="shared", block="x", bits=2, group_size=8, offset=True, scale_dtype="pow2"),
         BlockBits(tensor="kept", block="x", bits=32),
     ),
     words=(WordBits(tensor="words", block="Emb", clusters=((2, 4), (3, 2), (1, 1))),),
@@ -109,15 +118,16 @@ def assert_same(found: BitPlanes, expected: BitPlanes) -> None:
     np.testing.assert_array_equal(found.planes, expected.planes)
     np.testing.assert_array_equal(found.scales, expected.scales)
     assert found.scales.dtype == expected.scales.dtype
-    assert (found.offsets is None) == (expected.offsets is None)
-    if found.offsets is not None and expected.offsets is not None:
-        np.testing.assert_array_equal(found.offsets, expected.offsets)
+    for one, other in ((found.offsets, expected.offsets), (found.exponents, expected.exponents)):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            np.testing.assert_array_equal(one, other)
 
 
 def test_what_is_written_is_read(model: Path, tmp_path: Path) -> None:
     opened = Checkpoint.open(write(model, tmp_path / "coded"))
     assert opened.plan == PLAN
-    assert opened.names() == ["a", "bias", "kept", "norm", "odd", "words"]
+    assert opened.names() == ["a", "bias", "kept", "norm", "odd", "shared", "words"]
     for name, expected in PLANES.items():
         found = opened.planes(name)
         assert found is not None
@@ -149,6 +159,8 @@ def test_the_files(model: Path, tmp_path: Path) -> None:
     assert {name: dtype for name, dtype in stored.items() if not name.startswith("__pad__")} == {
         "a:planes": "uint8", "a:scales": "float16", "a:offsets": "float16",
         "odd:planes": "uint8", "odd:scales": "float32",
+        "shared:planes": "uint8", "shared:scales": "int8", "shared:exponents": "int8",
+        "shared:offsets": "int8",
         "words:order": "int32",
         "words:0:planes": "uint8", "words:0:scales": "float16",
         "words:1:planes": "uint8", "words:1:scales": "float16",
@@ -176,7 +188,7 @@ def test_hash_covers_the_plan(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"planes": {"a": PLANES["a"]}}, "planes and plan differ in 'odd', 'words'"),
+        ({"planes": {"a": PLANES["a"]}}, "planes and plan differ in 'odd', 'shared', 'words'"),
         ({"planes": PLANES | {"b": PLANES["a"]}}, "planes and plan differ in 'b'"),
         ({"planes": PLANES | {"a": matrix(2, 5, 32, 16, offset=True)}}, r"'a:planes' is uint8\[2, 5, 4\]"),
         ({"planes": PLANES | {"a": matrix(3, 5, 32, 16)}}, "'a:offsets' of the plan is not stored"),
@@ -229,7 +241,7 @@ def test_stored_planes_are_not_solved_again(model: Path, tmp_path: Path) -> None
     assert list(made) == list(PLANES)
     for name, expected in PLANES.items():
         np.testing.assert_array_equal(made[name].dequantize(), expected.dequantize())
-    assert seen[-1] == ("quantize", 160 + 52 + 60, 160 + 52 + 60)
+    assert seen[-1] == ("quantize", 160 + 52 + 48 + 60, 160 + 52 + 48 + 60)
     other = replace(PLAN, blocks=(replace(PLAN.blocks[0], bits=2), *PLAN.blocks[1:]))
     with pytest.raises(InputError, match="planes of another plan"):
         quantize_model(opened, other)

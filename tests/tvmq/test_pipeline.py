@@ -93,6 +93,10 @@ ENCODER_PLANS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"group_size": 8, "offset": True, "scale_dtype": "float32"},
     ),
+    "pow2": (
+        {"embed.weight": ((11, 4), (59, 3)), "q.weight": 3, "k.weight": 2, "fc2.weight": 3},
+        {"group_size": 8, "offset": True, "scale_dtype": "pow2"},
+    ),
     "float": ({}, {}),
 }
 
@@ -130,7 +134,14 @@ def encoder(lowered: Any, make_plan: Any) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(
     ("kind", "tables"),
-    [("words", "int8"), ("words", "exact"), ("groups", "int8"), ("groups", "exact"), ("float", "exact")],
+    [
+        ("words", "int8"),
+        ("words", "exact"),
+        ("groups", "int8"),
+        ("groups", "exact"),
+        ("pow2", "int8"),
+        ("float", "exact"),
+    ],
 )
 def test_encoder_equals_torch_on_dequantized_weights(
     encoder: Any, close: Any, kind: str, tables: str

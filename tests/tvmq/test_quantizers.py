@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from schedules.packing import BitPlanes
+from schedules.pow2 import scale_storage
 from tvmq import quantizers
 from tvmq.quantizers import NEED_MOMENTS, get_quantizer, quantizer_names
 from tvmq.quantizers.alternating import Alternating
@@ -75,17 +76,18 @@ def test_error_falls_with_every_bit(name: str, offset: bool) -> None:
 
 @pytest.mark.parametrize("offset", [False, True])
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
-@pytest.mark.parametrize("scale_dtype", ["float16", "float32"])
+@pytest.mark.parametrize("scale_dtype", ["float16", "float32", "pow2"])
 def test_alternating_codes_are_nearest_for_the_stored_scales(
     bits: int, offset: bool, scale_dtype: str
 ) -> None:
     weight = sample("gauss", (20, 48)) * np.float32(1e-3)
     planes = quantize("alternating", weight, bits, group_size=16, offset=offset, scale_dtype=scale_dtype)
-    assert planes.scales.dtype == scale_dtype
+    assert planes.scales.dtype == scale_storage(scale_dtype)
     signs = np.array([[1 if code >> i & 1 else -1 for i in range(bits)] for code in range(1 << bits)])
-    levels = np.einsum("cb,bng->cng", signs, planes.scales.astype(np.float64))
-    if planes.offsets is not None:
-        levels += planes.offsets.astype(np.float64)
+    levels = np.einsum("cb,bng->cng", signs, planes.alphas().astype(np.float64))
+    offsets = planes.float_offsets()
+    if offsets is not None:
+        levels += offsets
     nearest = np.abs(weight.reshape(20, 3, 16)[None] - levels[..., None]).min(0).reshape(weight.shape)
     np.testing.assert_allclose(np.abs(weight - planes.dequantize()), nearest, atol=1e-9)
 
@@ -102,9 +104,29 @@ def test_greedy_is_the_papers() -> None:
         residual = residual - alpha[:, None] * code
 
 
-def test_scales_are_largest_first() -> None:
-    scales = quantize("alternating", sample("t5", (50, 128)), 4, group_size=32).scales
+@pytest.mark.parametrize("scale_dtype", ["float16", "pow2"])
+@pytest.mark.parametrize("name", ["alternating", "hessian"])
+def test_scales_are_largest_first(name: str, scale_dtype: str) -> None:
+    scales = quantize(name, sample("t5", (50, 128)), 4, group_size=32, scale_dtype=scale_dtype).scales
     assert (np.diff(scales, axis=0) <= 0).all()
+
+
+@pytest.mark.parametrize("name", ["alternating", "greedy", "hessian"])
+@pytest.mark.parametrize("offset", [False, True])
+def test_pow2_scales_cost_little(name: str, offset: bool) -> None:
+    weight = sample("t5", (300, 512)) * np.exp2(np.arange(300, dtype=np.float32) % 40 - 20)[:, None]
+    for bits, limit in enumerate((1.001, 1.003, 1.02, 1.06), 1):
+        made = quantize(name, weight, bits, offset=offset, scale_dtype="pow2")
+        assert made.exponents is not None
+        mantissas = made.scales if made.offsets is None else np.concatenate([made.scales, made.offsets[None]])
+        assert np.abs(mantissas.astype(int)).sum(0).max() <= 127
+        exact = quantize(name, weight, bits, offset=offset, scale_dtype="float32")
+        assert error(weight, made) <= limit * error(weight, exact)
+
+
+def test_rtn_has_no_pow2_scales() -> None:
+    with pytest.raises(ValueError, match="rtn codes have no pow2 scales"):
+        quantize("rtn", sample("gauss", (2, 8)), 2, scale_dtype="pow2")
 
 
 @pytest.mark.parametrize("kind", [Greedy, Alternating])

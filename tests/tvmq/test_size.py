@@ -86,7 +86,7 @@ class Source:
 
 
 @pytest.mark.parametrize("offset", [False, True])
-@pytest.mark.parametrize("scale_dtype", ["float16", "float32"])
+@pytest.mark.parametrize("scale_dtype", ["float16", "float32", "pow2"])
 def test_prediction_is_what_quantizing_gives(offset: bool, scale_dtype: str) -> None:
     tensors = [
         TensorInfo(name="e", block="Emb", shape=(640, 64), is_embedding=True),

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from relay_passes.bit_plan import ScaleDtype as ScaleDtypes
 from tvmq.errors import UsageError
 from tvmq.options import PlanOptions
 
@@ -38,8 +39,8 @@ GroupSize = Annotated[
 ]
 Offset = Annotated[bool | None, typer.Option("--offset/--no-offset", help="An offset beside the scales.")]
 ScaleDtype = Annotated[
-    Literal["float16", "float32"] | None,
-    typer.Option("--scale-dtype", help="Stored type of scales and offsets."),
+    ScaleDtypes | None,
+    typer.Option("--scale-dtype", help="Scales and offsets: pow2 is int8 over a shared power of two."),
 ]
 Frequencies = Annotated[Path | None, typer.Option("--frequencies", help="token_freq.tsv for bits by word.")]
 Text = Annotated[Path | None, typer.Option("--text", help="Text to count token frequencies in instead.")]
@@ -58,7 +59,7 @@ def plan_options(
     quantizer: str | None,
     group_size: int | None,
     offset: bool | None,
-    scale_dtype: Literal["float16", "float32"] | None,
+    scale_dtype: ScaleDtypes | None,
     frequencies: Path | None,
     text: Path | None,
 ) -> PlanOptions:

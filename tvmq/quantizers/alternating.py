@@ -18,57 +18,35 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from relay_passes.bit_plan import ScaleDtype
-from schedules.packing import BitPlanes
-
-from .quantizer import SolvedGroups, quantize_rows, stored
-
-Floats = NDArray[np.float64]
+from .quantizer import Floats, Form, RowQuantizer, SolvedRows, Solver, stored
 
 RIDGE = 1e-9
 """Added to the normal equations, relative to the group size: unused codes must not make them singular."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Alternating:
-    """Alternating codes with an optional offset. ``threads`` None uses every core.
+class Alternating(RowQuantizer):
+    """Alternating codes with an optional offset.
 
     Attributes:
         trial_rounds: rounds from each starting point.
         rounds: at most this many more from the best one.
     """
 
-    threads: int | None = None
     trial_rounds: int = 5
     rounds: int = 15
 
-    def quantize(
-        self,
-        weight: NDArray[np.floating],
-        *,
-        bits: int,
-        group_size: int | None,
-        offset: bool,
-        scale_dtype: ScaleDtype,
-        moments: NDArray[np.floating] | None = None,
-    ) -> BitPlanes:
-        """See ``Quantizer.quantize``."""
+    def solver(self, form: Form, moments: NDArray[np.floating] | None) -> Solver:
+        def solve(rows: NDArray[np.float32]) -> SolvedRows:
+            groups = rows.reshape(-1, form.group)
+            params = fit(
+                groups, form.bits, form.offset, trial_rounds=self.trial_rounds, rounds=self.rounds
+            )
+            params[: form.bits] = -np.sort(-params[: form.bits], axis=0)
+            params = stored(params, form.scale_dtype)
+            return SolvedRows(codes=_assign(groups, params, form), params=params)
 
-        def solve(groups: NDArray[np.float32]) -> SolvedGroups:
-            params = fit(groups, bits, offset, trial_rounds=self.trial_rounds, rounds=self.rounds)
-            scales = stored(-np.sort(-params[:bits], axis=0), scale_dtype)
-            offsets = stored(params[bits], scale_dtype) if offset else None
-            return SolvedGroups(codes=_assign(groups, scales, offsets), scales=scales, offsets=offsets)
-
-        return quantize_rows(
-            weight,
-            solve,
-            bits=bits,
-            group_size=group_size,
-            offset=offset,
-            scale_dtype=scale_dtype,
-            threads=self.threads,
-        )
+        return solve
 
 
 def fit(
@@ -277,23 +255,19 @@ def _folded(size: NDArray[np.float32], bits: int, stretch: float) -> Floats:
     return scales
 
 
-def _assign(
-    groups: NDArray[np.float32], scales: NDArray[np.floating], offsets: NDArray[np.floating] | None
-) -> NDArray[np.bool_]:
+def _assign(groups: NDArray[np.float32], params: Floats, form: Form) -> NDArray[np.bool_]:
     """bool[bits, G, m]: for every column the code of the nearest level of the stored scales."""
-    bits = len(scales)
-    params = (scales if offsets is None else np.concatenate([scales, offsets[None]])).astype(np.float64)
-    patterns, _ = _patterns(bits, offsets is not None)
-    values, order, signs = _levels(patterns, params, offsets is not None)
+    bits = form.bits
+    patterns, _ = _patterns(bits, form.offset)
+    values, order, signs = _levels(patterns, params, form.offset)
     middles = ((values[1:] + values[:-1]) / 2).astype(np.float32)
     ascending = patterns[:, :bits, None] * signs[:, None, :] > 0
     ascending = np.take_along_axis(ascending, order[:, None, :], 0)
     codes = np.empty((bits, *groups.shape), np.bool_)
-    if offsets is None:
-        codes[:] = ascending[0][:, :, None] ^ (groups < 0)
+    codes[:] = ascending[0][:, :, None]
+    if not form.offset:
+        codes ^= groups < 0
         groups = np.abs(groups)
-    else:
-        codes[:] = ascending[0][:, :, None]
     # Passing a midpoint flips the planes in which the two levels beside it differ.
     flips = ascending[1:] ^ ascending[:-1]
     for middle, flip in zip(middles, flips, strict=True):

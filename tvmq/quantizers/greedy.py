@@ -12,52 +12,36 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from relay_passes.bit_plan import ScaleDtype
-from schedules.packing import BitPlanes
-
-from .quantizer import SolvedGroups, quantize_rows, stored
+from .quantizer import Floats, Form, RowQuantizer, SolvedRows, Solver, stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Greedy:
-    """The paper's quantizer. ``threads`` None uses every core."""
+class Greedy(RowQuantizer):
+    """The paper's quantizer."""
 
-    threads: int | None = None
+    def solver(self, form: Form, moments: NDArray[np.floating] | None) -> Solver:
+        def solve(rows: NDArray[np.float32]) -> SolvedRows:
+            groups = rows.reshape(-1, form.group)
+            centre = groups.mean(1, dtype=np.float64)[None] if form.offset else np.empty((0, len(groups)))
+            scales, _ = _planes(groups, form.bits, None, centre)
+            params = stored(np.concatenate([scales, centre]), form.scale_dtype)
+            _, codes = _planes(groups, form.bits, params[: form.bits], params[form.bits :])
+            return SolvedRows(codes=codes, params=params)
 
-    def quantize(
-        self,
-        weight: NDArray[np.floating],
-        *,
-        bits: int,
-        group_size: int | None,
-        offset: bool,
-        scale_dtype: ScaleDtype,
-        moments: NDArray[np.floating] | None = None,
-    ) -> BitPlanes:
-        """See ``Quantizer.quantize``."""
-
-        def solve(groups: NDArray[np.float32]) -> SolvedGroups:
-            return _solve(groups, bits, offset, scale_dtype)
-
-        return quantize_rows(
-            weight,
-            solve,
-            bits=bits,
-            group_size=group_size,
-            offset=offset,
-            scale_dtype=scale_dtype,
-            threads=self.threads,
-        )
+        return solve
 
 
-def _solve(groups: NDArray[np.float32], bits: int, offset: bool, scale_dtype: ScaleDtype) -> SolvedGroups:
+def _planes(
+    groups: NDArray[np.float32], bits: int, scales: Floats | None, centre: Floats
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Scales [bits, G] and codes [bits, G, m] by the residual; with given ``scales`` only the codes."""
     codes = np.empty((bits, *groups.shape), np.bool_)
-    scales = np.empty((bits, len(groups)), scale_dtype)
-    offsets = stored(groups.mean(1, dtype=np.float64), scale_dtype) if offset else None
-    residual = groups.copy() if offsets is None else groups - offsets.astype(np.float32)[:, None]
+    found = np.empty((bits, len(groups))) if scales is None else scales
+    residual = groups - centre.sum(0).astype(np.float32)[:, None]
     for plane in range(bits):
         np.greater_equal(residual, 0, out=codes[plane])
-        scales[plane] = stored(np.abs(residual).mean(1, dtype=np.float64), scale_dtype)
-        alpha = scales[plane].astype(np.float32)[:, None]
+        if scales is None:
+            found[plane] = np.abs(residual).mean(1, dtype=np.float64)
+        alpha = found[plane].astype(np.float32)[:, None]
         residual -= np.where(codes[plane], alpha, -alpha)
-    return SolvedGroups(codes=codes, scales=scales, offsets=offsets)
+    return found, codes

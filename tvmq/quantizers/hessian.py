@@ -14,19 +14,13 @@ rounding of the scales; the best state of each row is kept.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from relay_passes.bit_plan import ScaleDtype
-from schedules.packing import BitPlanes
-
-from .alternating import RIDGE, Floats, code_patterns, fit, solve_small
-from .quantizer import check_weight, finite_rows, stored, usable_cores
+from .alternating import RIDGE, code_patterns, fit, solve_small
+from .quantizer import Floats, Form, RowQuantizer, SolvedRows, Solver, stored
 
 Array = NDArray[np.float32]
 
@@ -37,50 +31,32 @@ CHUNK_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hessian:
-    """Codes compensated by the second moments of the inputs. ``threads`` None uses every core.
+class Hessian(RowQuantizer):
+    """Codes compensated by the second moments of the inputs.
 
     Attributes:
         damping: added to the diagonal of H, relative to its mean.
         rounds: how often scales and codes take turns after the first sweep.
     """
 
-    threads: int | None = None
     damping: float = 0.01
     rounds: int = 3
 
-    def quantize(
-        self,
-        weight: NDArray[np.floating],
-        *,
-        bits: int,
-        group_size: int | None,
-        offset: bool,
-        scale_dtype: ScaleDtype,
-        moments: NDArray[np.floating] | None = None,
-    ) -> BitPlanes:
-        """See ``Quantizer.quantize``; ValueError without ``moments``."""
-        n, k, group = check_weight(weight, bits, group_size)
+    def solver(self, form: Form, moments: NDArray[np.floating] | None) -> Solver:
+        """ValueError without ``moments``, or for such as no inputs have."""
         if moments is None:
             raise ValueError("hessian codes need calibration data, and there are none")
-        planes = np.empty((bits, n, (k + 7) // 8), np.uint8)
-        scales = np.empty((bits, n, k // group), scale_dtype)
-        offsets = np.empty((n, k // group), scale_dtype) if offset else None
+        metric = _Metric.of(moments, form.k, self.damping)
 
-        def work(metric: _Metric, first: int) -> None:
-            rows = slice(first, min(first + CHUNK_ROWS, n))
-            state = _Rows(finite_rows(weight[rows]), metric, bits, group, offset, scale_dtype)
+        def solve(rows: Array) -> SolvedRows:
+            state = _Rows(rows, metric, form)
             state.solve(self.rounds)
-            planes[:, rows], scales[:, rows], found = state.result()
-            if offsets is not None:
-                offsets[rows] = found
+            return state.result()
 
-        # One thread in each matrix product: those of BLAS would wait for one another at every column.
-        with threadpool_limits(1, "blas"), ThreadPoolExecutor(self.threads or usable_cores()) as pool:
-            metric = _Metric.of(moments, k, self.damping)
-            for _ in pool.map(partial(work, metric), range(0, n, CHUNK_ROWS)):
-                pass
-        return BitPlanes(planes=planes, scales=scales, offsets=offsets, shape=(n, k), group_size=group)
+        return solve
+
+    def chunk_rows(self, form: Form) -> int:
+        return CHUNK_ROWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,18 +107,20 @@ class _Metric:
 class _Rows:
     """Some rows of a matrix while they are solved, transposed: column j is row j of every array here."""
 
-    def __init__(
-        self, weight: Array, metric: _Metric, bits: int, group: int, offset: bool, scale_dtype: ScaleDtype
-    ) -> None:
+    def __init__(self, weight: Array, metric: _Metric, form: Form) -> None:
         rows, k = weight.shape
-        self.metric, self.bits, self.offset = metric, bits, offset
-        self.dtype: ScaleDtype = scale_dtype
-        self.patterns = code_patterns(bits, offset)
+        self.metric, self.form = metric, form
+        self.patterns = code_patterns(form.bits, form.offset)
         self.weight: Array = np.ascontiguousarray(weight.T[metric.order])
-        self.group_of = metric.order // group
-        self.columns = [np.flatnonzero(self.group_of == g) for g in range(k // group)]
+        self.group_of = metric.order // form.group
+        self.columns = [np.flatnonzero(self.group_of == g) for g in range(form.groups)]
         # [groups, bits (+1), rows], already rounded
-        params = fit(weight.reshape(-1, group), bits, offset, weights=metric.weights.reshape(-1, group))
+        params = fit(
+            weight.reshape(-1, form.group),
+            form.bits,
+            form.offset,
+            weights=metric.weights.reshape(-1, form.group),
+        )
         self.params = self._stored(params.reshape(len(params), rows, -1).transpose(2, 0, 1))
         self.codes = np.empty((k, rows), np.uint8)
         self.coded = np.empty((k, rows), np.float32)
@@ -205,13 +183,15 @@ class _Rows:
 
     def _signs(self, codes: NDArray[np.uint8]) -> Array:
         """float32[bits (+1), columns, rows] of -1 and +1 of pattern numbers, ones for the offset."""
-        signs = np.ones((self.bits + self.offset, *codes.shape), np.float32)
-        for plane in range(self.bits):
-            np.subtract(((codes >> (self.bits - 1 - plane)) & 1) * np.float32(2), 1, out=signs[plane])
+        bits = self.form.bits
+        signs = np.ones((bits + self.form.offset, *codes.shape), np.float32)
+        for plane in range(bits):
+            np.subtract(((codes >> (bits - 1 - plane)) & 1) * np.float32(2), 1, out=signs[plane])
         return signs
 
     def _stored(self, params: Floats) -> Floats:
-        return stored(params, self.dtype).astype(np.float64)
+        """``params`` [..., bits (+1), rows] as they are stored."""
+        return np.moveaxis(stored(np.moveaxis(params, -2, 0), self.form.scale_dtype), 0, -2)
 
     def _keep(self, residual: Array) -> None:
         """Remember the rows whose (E H E^T)_rr is lower now; ``residual`` is (E H)^T."""
@@ -221,24 +201,20 @@ class _Rows:
         self.best_codes[:, better] = self.codes[:, better]
         self.best_params[:, :, better] = self.params[:, :, better]
 
-    def result(self) -> tuple[NDArray[np.uint8], NDArray[np.floating], NDArray[np.floating] | None]:
-        """Packed planes [bits, rows, bytes], scales [bits, rows, groups] and offsets [rows, groups]."""
+    def result(self) -> SolvedRows:
         k, rows = self.best_codes.shape
+        bits = self.form.bits
         codes = np.empty((rows, k), np.uint8)
         codes[:, self.metric.order] = self.best_codes.T
-        scales = self.best_params[:, : self.bits].transpose(1, 2, 0)  # [bits, rows, groups]
-        places = np.arange(self.bits, dtype=np.uint8)[::-1, None, None]
-        planes = ((codes >> places) & 1).astype(np.bool_)
-        grouped = planes.reshape(self.bits, rows, len(self.columns), -1)
-        grouped ^= (scales < 0)[..., None]
-        scales = np.abs(scales)
+        params = self.best_params.transpose(1, 2, 0)  # [bits (+1), rows, groups]
+        places = np.arange(bits, dtype=np.uint8)[::-1, None, None]
+        planes = ((codes >> places) & 1).astype(np.bool_).reshape(bits, rows, self.form.groups, -1)
+        planes ^= (params[:bits] < 0)[..., None]
+        scales = np.abs(params[:bits])
         order = np.argsort(-scales, axis=0, kind="stable")
-        grouped = np.take_along_axis(grouped, order[..., None], 0)
-        offsets = self.best_params[:, self.bits].T.astype(self.dtype) if self.offset else None
-        return (
-            np.packbits(grouped.reshape(planes.shape), axis=2, bitorder="little"),
-            np.take_along_axis(scales, order, 0).astype(self.dtype),
-            offsets,
+        return SolvedRows(
+            codes=np.take_along_axis(planes, order[..., None], 0),
+            params=np.concatenate([np.take_along_axis(scales, order, 0), params[bits:]]),
         )
 
 

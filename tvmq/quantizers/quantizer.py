@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every quantizer is, and the part all of them share: checks, groups, row chunks, threads.
+"""What every quantizer is, and the part all of them share: checks, row chunks, threads, storage.
 
-A quantizer supplies a solver for a batch of groups; ``quantize_rows`` cuts the matrix into row
-chunks of a fixed size (so that the result does not depend on the thread count), runs the solver
-on them in threads (NumPy releases the GIL) and gathers ``BitPlanes``.
+A quantizer supplies a ``Solver`` for a batch of rows; ``RowQuantizer`` cuts the matrix into row chunks of a
+fixed size (so that the result does not depend on the thread count), runs the solver on them in threads
+(NumPy releases the GIL) and gathers ``BitPlanes``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from relay_passes.bit_plan import ScaleDtype
 from schedules.packing import BitPlanes
+from schedules.pow2 import POW2, pow2_scales, pow2_values, scale_storage
+
+Floats = NDArray[np.float64]
 
 CHUNK_WEIGHTS = 1 << 17
 """Weights per chunk: 512 KB of float32 and its temporaries stay in the second-level cache."""
@@ -51,65 +56,131 @@ class Quantizer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SolvedGroups:
-    """Codes and scales of a batch of G groups of m columns.
+class Form:
+    """What a matrix [n, k] is turned into; ``group`` divides k."""
+
+    n: int
+    k: int
+    bits: int
+    group: int
+    offset: bool
+    scale_dtype: ScaleDtype
+
+    @property
+    def groups(self) -> int:
+        return self.k // self.group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolvedRows:
+    """Codes and scales of r rows.
 
     Attributes:
-        codes: bool[bits, G, m], True means +1.
-        scales: [bits, G] in the stored dtype, largest first.
-        offsets: [G] in the stored dtype, or None.
+        codes: bool, True means +1; bits x r x k values in this order, in any shape.
+        params: scales, largest first, then the offset where there is one, as ``stored`` rounds them;
+            bits (+ 1) x r x groups values in this order.
     """
 
     codes: NDArray[np.bool_]
-    scales: NDArray[np.floating]
-    offsets: NDArray[np.floating] | None
+    params: Floats
 
 
-Solver = Callable[[NDArray[np.float32]], SolvedGroups]
-"""Solves float32[G, m] groups independently of one another."""
+Solver = Callable[[NDArray[np.float32]], SolvedRows]
+"""Solves float32[r, k] rows independently of one another."""
 
 
-def quantize_rows(
-    weight: NDArray[np.floating],
-    solver: Solver,
-    *,
-    bits: int,
-    group_size: int | None,
-    offset: bool,
-    scale_dtype: ScaleDtype,
-    threads: int | None,
-) -> BitPlanes:
-    """Run ``solver`` over all groups of ``weight`` [n, k]; see ``Quantizer.quantize``."""
-    n, k, group = check_weight(weight, bits, group_size)
-    planes = np.empty((bits, n, (k + 7) // 8), np.uint8)
-    scales = np.empty((bits, n, k // group), scale_dtype)
-    offsets = np.empty((n, k // group), scale_dtype) if offset else None
-    step = max(1, CHUNK_WEIGHTS // k)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowQuantizer:
+    """A ``Quantizer`` by its solver. ``threads`` None uses every core."""
 
-    def work(first: int) -> None:
-        rows = slice(first, min(first + step, n))
-        solved = solver(finite_rows(weight[rows]).reshape(-1, group))
-        planes[:, rows] = np.packbits(solved.codes.reshape(bits, -1, k), axis=2, bitorder="little")
-        scales[:, rows] = solved.scales.reshape(bits, -1, k // group)
-        if offsets is not None and solved.offsets is not None:
-            offsets[rows] = solved.offsets.reshape(-1, k // group)
+    threads: int | None = None
 
-    with ThreadPoolExecutor(threads or usable_cores()) as pool:
-        for _ in pool.map(work, range(0, n, step)):
-            pass
-    return BitPlanes(planes=planes, scales=scales, offsets=offsets, shape=(n, k), group_size=group)
+    def solver(self, form: Form, moments: NDArray[np.floating] | None) -> Solver:
+        """What solves the rows of a matrix of this form; ValueError where nothing can."""
+        raise NotImplementedError
+
+    def chunk_rows(self, form: Form) -> int:
+        """Rows that are solved together."""
+        return max(1, CHUNK_WEIGHTS // form.k)
+
+    def quantize(
+        self,
+        weight: NDArray[np.floating],
+        *,
+        bits: int,
+        group_size: int | None,
+        offset: bool,
+        scale_dtype: ScaleDtype,
+        moments: NDArray[np.floating] | None = None,
+    ) -> BitPlanes:
+        """See ``Quantizer.quantize``."""
+        n, k, group = _check_weight(weight, bits, group_size)
+        form = Form(n=n, k=k, bits=bits, group=group, offset=offset, scale_dtype=scale_dtype)
+        step, result = self.chunk_rows(form), _Result(form)
+
+        def work(solve: Solver, first: int) -> None:
+            rows = slice(first, min(first + step, n))
+            result.put(rows, solve(_finite_rows(weight[rows])))
+
+        # One thread in each matrix product: those of BLAS would wait for one another at every column.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(self.threads or usable_cores()) as pool:
+            for _ in pool.map(partial(work, self.solver(form, moments)), range(0, n, step)):
+                pass
+        return result.planes()
 
 
-def stored(values: NDArray[np.floating], scale_dtype: ScaleDtype) -> NDArray[np.floating]:
-    """``values`` as they are stored; ValueError where ``scale_dtype`` overflows."""
+def assemble(form: Form, solved: SolvedRows) -> BitPlanes:
+    """All rows of a matrix at once."""
+    result = _Result(form)
+    result.put(slice(0, form.n), solved)
+    return result.planes()
+
+
+class _Result:
+    """The arrays of a whole matrix, filled by rows."""
+
+    def __init__(self, form: Form) -> None:
+        per_group, dtype = (form.n, form.groups), scale_storage(form.scale_dtype)
+        self._form = form
+        self._codes = np.empty((form.bits, form.n, (form.k + 7) // 8), np.uint8)
+        self._scales: NDArray[Any] = np.empty((form.bits, *per_group), dtype)
+        self._offsets: NDArray[Any] | None = np.empty(per_group, dtype) if form.offset else None
+        self._exponents = np.empty(per_group, np.int8) if form.scale_dtype == POW2 else None
+
+    def put(self, rows: slice, solved: SolvedRows) -> None:
+        form = self._form
+        codes = solved.codes.reshape(form.bits, -1, form.k)
+        self._codes[:, rows] = np.packbits(codes, axis=2, bitorder="little")
+        params: NDArray[Any] = solved.params.reshape(form.bits + form.offset, -1, form.groups)
+        if self._exponents is not None:
+            params, self._exponents[rows] = pow2_scales(params)
+        self._scales[:, rows] = params[: form.bits]
+        if self._offsets is not None:
+            self._offsets[rows] = params[form.bits]
+
+    def planes(self) -> BitPlanes:
+        return BitPlanes(
+            planes=self._codes,
+            scales=self._scales,
+            offsets=self._offsets,
+            shape=(self._form.n, self._form.k),
+            group_size=self._form.group,
+            exponents=self._exponents,
+        )
+
+
+def stored(params: NDArray[np.floating], scale_dtype: ScaleDtype) -> Floats:
+    """Scales and offset [u, ...] of each group as they are stored; ValueError where they are too large."""
+    if scale_dtype == POW2:
+        return pow2_values(*pow2_scales(params)).astype(np.float64)
     with np.errstate(over="ignore"):
-        rounded = values.astype(scale_dtype)
+        rounded = params.astype(scale_dtype)
     if not np.isfinite(rounded).all():
         limit = np.finfo(scale_dtype).max
         raise ValueError(
             f"a scale exceeds {scale_dtype} (largest {limit:g}); use scales in float32 or rescale"
         )
-    return rounded
+    return rounded.astype(np.float64)
 
 
 def usable_cores() -> int:
@@ -119,7 +190,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def finite_rows(weight: NDArray[np.floating]) -> NDArray[np.float32]:
+def _finite_rows(weight: NDArray[np.floating]) -> NDArray[np.float32]:
     """Rows as float32, contiguous; ValueError where they are not finite."""
     rows = np.ascontiguousarray(weight, np.float32)
     if not np.isfinite(rows).all():
@@ -127,7 +198,7 @@ def finite_rows(weight: NDArray[np.floating]) -> NDArray[np.float32]:
     return rows
 
 
-def check_weight(
+def _check_weight(
     weight: NDArray[np.floating], bits: int, group_size: int | None
 ) -> tuple[int, int, int]:
     """Rows, columns and group size; ValueError, see ``Quantizer.quantize``."""

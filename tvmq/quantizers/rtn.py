@@ -15,40 +15,24 @@ from numpy.typing import NDArray
 
 from relay_passes.bit_plan import ScaleDtype
 from schedules.packing import BitPlanes
+from schedules.pow2 import POW2
 
-from .quantizer import SolvedGroups, quantize_rows, stored
+from .quantizer import Floats, Form, RowQuantizer, SolvedRows, Solver, stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundToNearest:
+class RoundToNearest(RowQuantizer):
     """Uniform levels between each group's extremes (with an offset) or symmetric around zero."""
 
-    threads: int | None = None
+    def solver(self, form: Form, moments: NDArray[np.floating] | None) -> Solver:
+        """ValueError for pow2: few evenly spaced levels of 7 bits end where the weights do."""
+        if form.scale_dtype == POW2:
+            raise ValueError("rtn codes have no pow2 scales (take alternating, greedy or hessian codes)")
 
-    def quantize(
-        self,
-        weight: NDArray[np.floating],
-        *,
-        bits: int,
-        group_size: int | None,
-        offset: bool,
-        scale_dtype: ScaleDtype,
-        moments: NDArray[np.floating] | None = None,
-    ) -> BitPlanes:
-        """See ``Quantizer.quantize``."""
+        def solve(rows: NDArray[np.float32]) -> SolvedRows:
+            return _solve(rows.reshape(-1, form.group), form)
 
-        def solve(groups: NDArray[np.float32]) -> SolvedGroups:
-            return _solve(groups, bits, offset, scale_dtype)
-
-        return quantize_rows(
-            weight,
-            solve,
-            bits=bits,
-            group_size=group_size,
-            offset=offset,
-            scale_dtype=scale_dtype,
-            threads=self.threads,
-        )
+        return solve
 
 
 def planes_from_uniform(
@@ -66,7 +50,7 @@ def planes_from_uniform(
         step: [n, groups], the distance of two levels.
         zero_point: [n, groups], the code that means zero.
         bits: planes to make, 1..8.
-        scale_dtype: exact where step / 2 and the offset are exact in it.
+        scale_dtype: float16 or float32; exact where step / 2 and the offset are exact in it.
 
     Raises:
         ValueError: codes outside 0 .. 2^bits - 1, or scales that ``scale_dtype`` cannot hold.
@@ -82,29 +66,29 @@ def planes_from_uniform(
     offsets = np.asarray(step, np.float64) * (((1 << bits) - 1) / 2 - zero_point)
     return BitPlanes(
         planes=np.packbits(_bits_of(codes, bits), axis=2, bitorder="little"),
-        scales=_powers(half_step, bits, scale_dtype),
-        offsets=stored(offsets, scale_dtype),
+        scales=_powers(half_step, bits, scale_dtype).astype(scale_dtype),
+        offsets=stored(offsets, scale_dtype).astype(scale_dtype),
         shape=(n, k),
         group_size=k // step.shape[1],
     )
 
 
-def _solve(groups: NDArray[np.float32], bits: int, offset: bool, scale_dtype: ScaleDtype) -> SolvedGroups:
-    top = (1 << bits) - 1
+def _solve(groups: NDArray[np.float32], form: Form) -> SolvedRows:
+    top = (1 << form.bits) - 1
     low, high = groups.min(1).astype(np.float64), groups.max(1).astype(np.float64)
-    if not offset:
+    if not form.offset:
         high = np.maximum(-low, high)
         low = -high
-    half_step = stored((high - low) / top / 2, scale_dtype)
-    centre = stored((high + low) / 2, scale_dtype)
+    half_step = stored((high - low) / top / 2, form.scale_dtype)
+    centre = stored((high + low) / 2, form.scale_dtype)
     inverse = np.zeros(len(groups), np.float64)
-    np.divide(0.5, half_step.astype(np.float64), out=inverse, where=half_step > 0)
-    position = (groups - centre.astype(np.float64)[:, None]) * inverse[:, None] + top / 2
+    np.divide(0.5, half_step, out=inverse, where=half_step > 0)
+    position = (groups - centre[:, None]) * inverse[:, None] + top / 2
     codes = np.clip(np.rint(position), 0, top).astype(np.uint8)
-    return SolvedGroups(
-        codes=_bits_of(codes, bits),
-        scales=_powers(half_step, bits, scale_dtype),
-        offsets=centre if offset else None,
+    scales = _powers(half_step, form.bits, form.scale_dtype)
+    return SolvedRows(
+        codes=_bits_of(codes, form.bits),
+        params=np.concatenate([scales, centre[None]]) if form.offset else scales,
     )
 
 
@@ -113,7 +97,6 @@ def _bits_of(codes: NDArray[np.uint8], bits: int) -> NDArray[np.bool_]:
     return np.stack([(codes >> plane) & 1 for plane in reversed(range(bits))]).astype(np.bool_)
 
 
-def _powers(half_step: NDArray[np.floating], bits: int, scale_dtype: ScaleDtype) -> NDArray[np.floating]:
+def _powers(half_step: Floats, bits: int, scale_dtype: ScaleDtype) -> Floats:
     # Powers of two times the rounded half step: exact, so the levels stay evenly spaced.
-    wide = half_step.astype(np.float64)
-    return stored(np.stack([wide * 2.0**plane for plane in reversed(range(bits))]), scale_dtype)
+    return stored(np.stack([half_step * 2.0**plane for plane in reversed(range(bits))]), scale_dtype)

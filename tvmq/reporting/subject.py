@@ -36,7 +36,7 @@ from tvmq.word_bits import Clusters
 
 Kind = Literal["plan", "coded checkpoint", "artifact"]
 EMBEDDING = "Emb"
-_PLANES, _SCALES, _ORDER = ("keys",), ("scales", "offsets"), ("order",)
+_PLANES, _SCALES, _ORDER = ("keys",), ("scales", "exponents", "offsets"), ("order",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from relay_passes.bit_plan import ScaleDtype
+from tvmq.quantizers.quantizer import stored
 
 RIDGE = 1e-6
 """Added to the normal equations, relative to the group size."""
@@ -70,13 +74,18 @@ class Bank(nn.Module):
             signs = _signs(self.latent, self.scales, self.offsets)
 
     @torch.no_grad()
-    def stored(self, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Codes bool[q, N, m], scales [q, N] and offsets [N] in ``scale_dtype``: what is shipped."""
+    def stored(self, scale_dtype: ScaleDtype) -> tuple[Tensor, Tensor]:
+        """Codes bool[q, N, m] and scales, then offsets, as they are shipped: float32[q (+ 1), N]."""
         order = self.scales.abs().argsort(0, descending=True)
-        scales = self.scales.abs().gather(0, order).to(scale_dtype)
-        offsets = None if self.offsets is None else self.offsets.to(scale_dtype)
-        wide = None if offsets is None else offsets.float()
-        return _signs(self.latent, scales.float(), wide) > 0, scales, offsets
+        params = self._rounded(self.scales.abs().gather(0, order), scale_dtype)
+        planes = len(self.scales)
+        offsets = None if self.offsets is None else params[planes]
+        return _signs(self.latent, params[:planes], offsets) > 0, params
+
+    def _rounded(self, scales: Tensor, scale_dtype: ScaleDtype) -> Tensor:
+        params = scales if self.offsets is None else torch.cat([scales, self.offsets[None]])
+        rounded = stored(params.cpu().numpy(), scale_dtype).astype(np.float32)
+        return torch.from_numpy(rounded).to(params.device)
 
     @torch.no_grad()
     def _set_scales(self, solved: Tensor) -> None:
@@ -134,13 +143,12 @@ class FixedBank(Bank):
         """Nothing: codes and scales are as trained."""
 
     @torch.no_grad()
-    def stored(self, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    def stored(self, scale_dtype: ScaleDtype) -> tuple[Tensor, Tensor]:
         negative = self.scales < 0
         order = self.scales.abs().argsort(0, descending=True)
         codes = self.codes ^ negative[:, :, None]
         places = order[:, :, None].expand_as(codes)
-        offsets = None if self.offsets is None else self.offsets.to(scale_dtype)
-        return codes.gather(0, places), self.scales.abs().gather(0, order).to(scale_dtype), offsets
+        return codes.gather(0, places), self._rounded(self.scales.abs().gather(0, order), scale_dtype)
 
 
 class _Nearest(torch.autograd.Function):

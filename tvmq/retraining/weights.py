@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
+from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, ScaleDtype, WordBits
 from schedules.packing import BitPlanes, WordPlanes
+from tvmq.quantizers.quantizer import Form, SolvedRows, assemble
 
 from .banks import Bank, FixedBank, Groups, NearestBank, ProjectedBank
 from .options import Method
@@ -39,7 +40,7 @@ class _Part:
     bank: str
     rows: int
     columns: int
-    scale_dtype: str
+    scale_dtype: ScaleDtype
 
 
 class StudentWeights(nn.Module):
@@ -154,18 +155,18 @@ class StudentWeights(nn.Module):
     def planes(self) -> dict[str, BitPlanes | WordPlanes]:
         """What is shipped: codes and rounded scales of every planned matrix."""
         found: dict[str, list[BitPlanes]] = {}
-        stored: dict[tuple[str, str], tuple[Tensor, Tensor, Tensor | None]] = {}
+        stored: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
         first: dict[str, int] = {}
         for part in self._parts:
             where = (part.bank, part.scale_dtype)
             if where not in stored:
-                stored[where] = self._bank(part.bank).stored(getattr(torch, part.scale_dtype))
-            codes, scales, offsets = stored[where]
+                stored[where] = self._bank(part.bank).stored(part.scale_dtype)
+            codes, params = stored[where]
             groups = part.columns // codes.shape[2]
             begin = first.get(part.bank, 0)
             span = slice(begin, begin + part.rows * groups)
             first[part.bank] = span.stop
-            found.setdefault(part.tensor, []).append(_packed(codes, scales, offsets, span, part))
+            found.setdefault(part.tensor, []).append(_packed(codes[:, span], params[:, span], part))
         return {name: self._joined(name, segments) for name, segments in found.items()}
 
     def _joined(self, name: str, segments: list[BitPlanes]) -> BitPlanes | WordPlanes:
@@ -197,27 +198,28 @@ def _groups(pieces: Sequence[tuple[NDArray[np.float32], BitPlanes]]) -> Groups:
     """Weights and codes of the rows that share a bank, group after group."""
     size = pieces[0][1].group_size
     planes = [coded for _, coded in pieces]
-    offsets = [_flat(coded.offsets, -1) for coded in planes if coded.offsets is not None]
+    offsets = [_flat(found, -1) for found in (coded.float_offsets() for coded in planes) if found is not None]
     return Groups(
         latent=torch.cat([_flat(weight, -1, size) for weight, _ in pieces]),
-        scales=torch.cat([_flat(coded.scales, coded.bits, -1) for coded in planes], 1),
+        scales=torch.cat([_flat(coded.alphas(), coded.bits, -1) for coded in planes], 1),
         offsets=torch.cat(offsets) if offsets else None,
         codes=torch.cat([_flat(coded.signs(), coded.bits, -1, size) > 0 for coded in planes], 1),
     )
 
 
 def _flat(array: NDArray, *shape: int) -> Tensor:
-    kept = array if array.dtype == np.int8 else array.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(kept).reshape(shape))
+    return torch.from_numpy(np.ascontiguousarray(array).reshape(shape))
 
 
-def _packed(codes: Tensor, scales: Tensor, offsets: Tensor | None, span: slice, part: _Part) -> BitPlanes:
-    planes, shape = len(codes), (part.rows, part.columns)
-    signs = codes[:, span].reshape(planes, *shape).cpu().numpy()
-    return BitPlanes(
-        planes=np.packbits(signs, axis=2, bitorder="little"),
-        scales=scales[:, span].reshape(planes, part.rows, -1).cpu().numpy(),
-        offsets=None if offsets is None else offsets[span].reshape(part.rows, -1).cpu().numpy(),
-        shape=shape,
-        group_size=codes.shape[2],
+def _packed(codes: Tensor, params: Tensor, part: _Part) -> BitPlanes:
+    """The planes of a part from its codes bool[q, N, m] and its scales and offsets [q (+ 1), N]."""
+    form = Form(
+        n=part.rows,
+        k=part.columns,
+        bits=len(codes),
+        group=codes.shape[2],
+        offset=len(params) > len(codes),
+        scale_dtype=part.scale_dtype,
     )
+    wide = params.cpu().numpy().astype(np.float64)
+    return assemble(form, SolvedRows(codes=codes.cpu().numpy(), params=wide))

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from schedules.pow2 import pow2_scales, pow2_values
 from tvmq.retraining.banks import Bank, FixedBank, Groups, NearestBank, ProjectedBank
 
 CASES = [(planes, offset) for planes in (1, 2, 3, 4) for offset in (False, True)]
@@ -92,12 +94,23 @@ def test_what_is_stored_is_what_was_trained(kind: type[Bank], planes: int, offse
         with torch.no_grad():
             bank.scales[0] *= -0.3
     bank.project()
-    codes, scales, offsets = bank.stored(torch.float32)
+    codes, params = bank.stored("float32")
+    scales = params[:planes]
     assert (scales >= 0).all()
     assert (scales[:-1] >= scales[1:]).all()
     value = ((codes.float() * 2 - 1) * scales[:, :, None]).sum(0)
-    value = value if offsets is None else value + offsets[:, None]
+    value = value + params[planes][:, None] if offset else value
     torch.testing.assert_close(value, bank(torch.float32))
+
+
+@pytest.mark.parametrize("kind", [NearestBank, FixedBank])
+def test_stored_scales_have_the_plans_form(kind: type[Bank]) -> None:
+    bank = make(kind, 3, True)
+    _, params = bank.stored("pow2")
+    values = params.numpy()
+    assert np.array_equal(pow2_values(*pow2_scales(values)), values)
+    exact = bank.stored("float32")[1].numpy()
+    assert 0 < np.abs(values - exact).max() <= np.abs(exact).sum(0).max() / 64
 
 
 def test_fixed_codes_train_only_scales() -> None:
