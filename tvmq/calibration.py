@@ -33,6 +33,8 @@ SCHEMA = 1
 CHUNK = 128
 """Sentences summed by one process at a time: fixed, so that the result does not depend on the processes."""
 _KIND = "calibration"
+_MOMENTS = "moments:{}"
+"""Name of a stored triangle by its number."""
 LOOKUP = 1.0
 """Weight of a word table's own rows beside its use as output projection, see ``Calibration.moments``."""
 
@@ -102,6 +104,7 @@ class Calibration:
     _packed: Sequence[NDArray[np.float32]]
     _outputs: Mapping[str, NDArray[np.float32]]
     _lookups: Mapping[str, NDArray[np.float32]]
+    _file: TensorFile | None = None
 
     def names(self) -> list[str]:
         """The matrices that were measured."""
@@ -125,7 +128,11 @@ class Calibration:
     def _inputs_of(self, name: str) -> NDArray[np.float32]:
         if name not in self._inputs:
             raise InputError(f"the calibration does not hold {show(name)}; make it from this model again")
-        return unpack_triangle(self._packed[self._inputs[name]])
+        place = self._inputs[name]
+        moments = unpack_triangle(self._packed[place])
+        if self._file is not None:
+            self._file.release(_MOMENTS.format(place))
+        return moments
 
     def output_gradients(self, name: str) -> NDArray[np.float32] | None:
         """float32[n]: sum over inputs of the squared gradient of each output, per target token.
@@ -176,7 +183,7 @@ class Calibration:
             "tables": json.dumps(self._tables),
         }
         tensors: dict[str, NDArray] = {"frequencies": self.frequencies.astype(np.int32)}
-        tensors |= {f"moments:{i}": packed for i, packed in enumerate(self._packed)}
+        tensors |= {_MOMENTS.format(i): packed for i, packed in enumerate(self._packed)}
         tensors |= {f"outputs:{name}": values for name, values in self._outputs.items()}
         tensors |= {f"lookups:{name}": values for name, values in self._lookups.items()}
         with atomic_file(path) as place:
@@ -201,9 +208,10 @@ class Calibration:
             frequencies=_held(file, "frequencies", "int32").astype(np.int64),
             _inputs=inputs,
             _tables=_names(path, header.get("tables", "")),
-            _packed=[_triangle(file, f"moments:{i}") for i in range(count)],
+            _packed=[_triangle(file, _MOMENTS.format(i)) for i in range(count)],
             _outputs=_vectors(file, "outputs:"),
             _lookups=_vectors(file, "lookups:"),
+            _file=file,
         )
 
 
@@ -370,6 +378,7 @@ def _triangle(file: TensorFile, name: str) -> NDArray[np.float32]:
     values = _held(file, name, "float32")
     if not _side(len(values)):
         raise InputError(f"{file.path}: tensor {show(name)} of {len(values)} values is not half a matrix")
+    file.release(name)
     return values
 
 

@@ -60,12 +60,15 @@ class TensorFile:
     entries: dict[str, TensorEntry]
     metadata: dict[str, str]
     error: type[TvmqError]
+    _mapping: mmap.mmap
     _bytes: NDArray[np.uint8]
 
     @classmethod
     def open(cls, path: Path, *, error: type[TvmqError] = InputError) -> TensorFile:
         """Maps the file and checks its header; any defect raises ``error`` naming file and tensor."""
-        data = _map(path, error)
+        mapping = _map(path, error)
+        data = np.frombuffer(mapping, np.uint8)
+        data.flags.writeable = False  # private pages: DLPack may hand them on, nothing writes the file
         start = _header_end(path, data, error)
         header = parse_json(data[8:start].tobytes(), f"{path}: header", error=error)
         if not isinstance(header, dict):
@@ -73,7 +76,9 @@ class TensorFile:
         metadata = _metadata(path, header.pop("__metadata__", {}), error)
         entries = {name: _entry(path, name, value, start, error) for name, value in header.items()}
         _check_cover(path, entries, start, data.size, error)
-        return cls(path=path, entries=entries, metadata=metadata, error=error, _bytes=data)
+        return cls(
+            path=path, entries=entries, metadata=metadata, error=error, _mapping=mapping, _bytes=data
+        )
 
     def raw(self, name: str) -> NDArray[Any]:
         """A read-only view of a tensor in its stored dtype; BF16 as its uint16 bit pattern."""
@@ -102,7 +107,15 @@ class TensorFile:
                 f"{self.path}: tensor {show(name)} holds {bad} values that are not finite "
                 "(NaN or infinity in FP32), expected none (export the model again)"
             )
+        self.release(name)
         return values
+
+    def release(self, name: str) -> None:
+        """Gives the pages of a tensor back to the system; views of it stay valid and read the file again."""
+        entry = self.entries[name]
+        first = entry.begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        if hasattr(mmap, "MADV_DONTNEED") and entry.end > first:
+            self._mapping.madvise(mmap.MADV_DONTNEED, first, entry.end - first)
 
 
 def write_weights(
@@ -168,7 +181,7 @@ def _layout(tensors: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Any], list[i
     return header, gaps
 
 
-def _map(path: Path, error: type[TvmqError]) -> NDArray[np.uint8]:
+def _map(path: Path, error: type[TvmqError]) -> mmap.mmap:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe must not make the reader wait
     except OSError as exc:
@@ -179,14 +192,11 @@ def _map(path: Path, error: type[TvmqError]) -> NDArray[np.uint8]:
             raise error(f"{path}: not a regular file")
         if info.st_size < 8:
             raise error(f"{path}: {info.st_size} bytes, too short for a safetensors file")
-        mapping = mmap.mmap(handle, info.st_size, access=mmap.ACCESS_COPY)
+        return mmap.mmap(handle, info.st_size, access=mmap.ACCESS_COPY)
     except OSError as exc:
         raise error(f"{path}: cannot be mapped ({exc.strerror})") from exc
     finally:
         os.close(handle)
-    view = np.frombuffer(mapping, np.uint8)
-    view.flags.writeable = False  # private pages: DLPack may hand them on, nothing writes the file
-    return view
 
 
 def _header_end(path: Path, data: NDArray[np.uint8], error: type[TvmqError]) -> int:

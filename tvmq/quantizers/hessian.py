@@ -67,14 +67,12 @@ class _Metric:
         order: intp[k], columns by falling H_jj.
         damped: float32[k, k], H + damping mean(diag H) I in that order.
         first: float32[k, k], row j holds V_ij / V_jj for i < j.
-        again: float32[k, k], row j holds H_ij / H_jj.
         weights: float64[k], V_jj^2 by column of the matrix.
     """
 
     order: NDArray[np.intp]
     damped: Array
     first: Array
-    again: Array
     weights: Floats
 
     @classmethod
@@ -85,22 +83,19 @@ class _Metric:
             raise ValueError("the moments hold NaN or infinite values (calibrate again)")
         diagonal = np.diag(moments).astype(np.float64)
         order = np.argsort(-diagonal, kind="stable")
-        damped = moments[np.ix_(order, order)].astype(np.float64)
-        damped[np.arange(k), np.arange(k)] += damping * diagonal.mean() or 1.0
+        wide = moments[np.ix_(order, order)].astype(np.float64)
+        wide[np.arange(k), np.arange(k)] += damping * diagonal.mean() or 1.0
+        damped = wide.astype(np.float32)
         try:
-            factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+            wide = np.linalg.cholesky(wide[::-1, ::-1])[::-1, ::-1]
         except np.linalg.LinAlgError:
             raise ValueError("the moments are not positive definite (calibrate again)") from None
-        diagonal = np.diag(factor)
+        diagonal = np.diag(wide).copy()
+        wide /= diagonal
         weights = np.empty(k)
         weights[order] = diagonal**2
-        again = damped / np.diag(damped)[:, None]
         return cls(
-            order=order,
-            damped=damped.astype(np.float32),
-            first=np.ascontiguousarray((factor / diagonal).T, np.float32),
-            again=again.astype(np.float32),
-            weights=weights,
+            order=order, damped=damped, first=np.ascontiguousarray(wide.T, np.float32), weights=weights
         )
 
 
@@ -130,20 +125,20 @@ class _Rows:
     def solve(self, rounds: int) -> None:
         """First sweep, then ``rounds`` times scales and codes."""
         metric = self.metric
-        self._sweep(self.weight.copy(), self.weight, metric.first)
-        residual: Array = np.matmul(metric.damped, self.weight - self.coded, dtype=np.float32)
+        self._sweep(self.weight.copy(), self.weight, metric.first, np.ones(len(self.weight), np.float32))
+        residual: Array = metric.damped @ (self.weight - self.coded)
         self._keep(residual)
-        scale = np.diag(metric.damped)[:, None]
+        scale = 1 / np.diag(metric.damped)
         for _ in range(rounds):
             self._solve_scales(residual)
             self._keep(residual)
             before = self.coded.copy()
-            self._sweep(np.divide(residual, scale, dtype=np.float32) + before, before, metric.again)
+            self._sweep(residual * scale[:, None] + before, before, metric.damped, scale)
             residual -= metric.damped @ (self.coded - before)
             self._keep(residual)
 
-    def _sweep(self, base: Array, reference: Array, feedback: Array) -> None:
-        """Code the columns in order: level(base_j - sum_{i<j} (Q_i - reference_i) feedback_ji).
+    def _sweep(self, base: Array, reference: Array, feedback: Array, scale: Array) -> None:
+        """Code the columns in order: level(base_j - scale_j sum_{i<j} (Q_i - reference_i) feedback_ji).
 
         ``base`` is used up.
         """
@@ -153,11 +148,11 @@ class _Rows:
         for start in range(0, k, BLOCK):
             end = min(start + BLOCK, k)
             if start:
-                base[start:end] -= feedback[start:end, :start] @ passed[:start]
+                base[start:end] -= (feedback[start:end, :start] @ passed[:start]) * scale[start:end, None]
             for j in range(start, end):
                 target = base[j]
                 if j > start:
-                    target -= feedback[j, start:j] @ passed[start:j]
+                    target -= (feedback[j, start:j] * scale[j]) @ passed[start:j]
                 tables[self.group_of[j]].nearest(target, self.codes[j], self.coded[j])
                 np.subtract(self.coded[j], reference[j], out=passed[j])
 
