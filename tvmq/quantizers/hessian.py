@@ -126,14 +126,15 @@ class _Rows:
         """First sweep, then ``rounds`` times scales and codes."""
         metric = self.metric
         self._sweep(self.weight.copy(), self.weight, metric.first, np.ones(len(self.weight), np.float32))
-        residual: Array = metric.damped @ (self.weight - self.coded)
+        residual: Array = np.matmul(metric.damped, self.weight - self.coded, dtype=np.float32)
         self._keep(residual)
-        scale = 1 / np.diag(metric.damped)
+        scale: Array = np.reciprocal(np.diag(metric.damped), dtype=np.float32)
         for _ in range(rounds):
             self._solve_scales(residual)
             self._keep(residual)
             before = self.coded.copy()
-            self._sweep(residual * scale[:, None] + before, before, metric.damped, scale)
+            base = np.multiply(residual, scale[:, None], dtype=np.float32) + before
+            self._sweep(base, before, metric.damped, scale)
             residual -= metric.damped @ (self.coded - before)
             self._keep(residual)
 
