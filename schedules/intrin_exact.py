@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from targets.spec import vector_isa
+
 from .intrin_x86 import TILES, TileSum, row_keys
 from .packing import BLOCK_ROWS, TILE_ROWS
 from .tir import T, as_type, fsplat, isplat, load, put, scratch, shuffle, store
@@ -19,7 +21,7 @@ NIBBLE_OF_GROUP = (0, 2, 4, 6, 1, 3, 5, 7)
 
 def exact_sum(isa: str) -> TileSum:
     """The accumulator of FP32 tables for a kernel ISA of ``targets.TargetSpec``."""
-    match isa:
+    match vector_isa(isa):
         case "avx512_vbmi":
             return Avx512Exact()
         case "avx2":

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from targets.spec import vector_isa
+
 from .packing import BLOCK_ROWS, MU, STEP_COLUMNS, TILE_ROWS
 from .tir import T, as_type, isplat, load, put, scratch, shuffle, splat, store
 
@@ -46,7 +48,7 @@ class TileSum(Protocol):
 
 def tile_sum(isa: str) -> TileSum:
     """The accumulator of int8 tables for a kernel ISA of ``targets.TargetSpec``."""
-    match isa:
+    match vector_isa(isa):
         case "avx512_vbmi":
             return VbmiSum()
         case "avx2":

@@ -6,7 +6,7 @@ from __future__ import annotations
 from .detect import host_cpu, host_flags, runnable
 from .spec import TargetSpec
 
-_NAMES = ("x86_64_v2", "x86_64_v3", "x86_64_v4_vnni")
+_NAMES = ("x86_64_v2", "x86_64_v3", "x86_64_v4_vnni", "x86_64_v4_amx")
 
 
 def target_names() -> tuple[str, ...]:
@@ -29,6 +29,10 @@ def get_target(name: str) -> TargetSpec:
             from .x86_64_v4_vnni import TARGET as v4
 
             return v4
+        case "x86_64_v4_amx":
+            from .x86_64_v4_amx import TARGET as amx
+
+            return amx
         case _:
             raise ValueError(f"unknown target {name!r}; known: host, x86-64, {', '.join(_NAMES)}")
 

@@ -37,6 +37,10 @@ def host_cpu(cpuinfo: Path = CPUINFO) -> str:
 
 
 def runnable(specs: tuple[TargetSpec, ...], flags: frozenset[str]) -> list[TargetSpec]:
-    """The levels whose features are all present, best first."""
-    fit = [spec for spec in specs if flags and spec.cpu_flags <= flags]
+    """The levels whose features are all present and permitted, best first.
+
+    A CPU may have AMX while the system refuses its registers (an old kernel, a sandbox): such a machine
+    runs the level below.
+    """
+    fit = [spec for spec in specs if flags and spec.cpu_flags <= flags and spec.permission()]
     return sorted(fit, key=lambda spec: -spec.rank)

@@ -6,10 +6,21 @@ Importing this module imports no TVM; ``TargetSpec.to_tvm`` builds the compiler'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-KernelIsa = Literal["avx512_vbmi", "avx2", "ssse3", "portable"]
+KernelIsa = Literal["amx", "avx512_vbmi", "avx2", "ssse3", "portable"]
+
+
+def vector_isa(isa: str) -> str:
+    """The kernel ISA of everything that works on vectors: AMX adds only a product of tiles to AVX-512."""
+    return "avx512_vbmi" if isa == "amx" else isa
+
+
+def always() -> bool:
+    """The permission of levels that need none."""
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +36,7 @@ class TargetSpec:
             this level may run.
         kernel_isa: which intrinsics the kernels of this level use.
         rank: higher runs first when several levels fit a machine.
+        permission: asks the operating system for the level's registers; whether this process may use them.
     """
 
     name: str
@@ -34,6 +46,7 @@ class TargetSpec:
     cpu_flags: frozenset[str]
     kernel_isa: KernelIsa
     rank: int
+    permission: Callable[[], bool] = always
 
     def to_tvm(self) -> Any:
         """The ``tvm.target.Target`` of this level."""

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rounding shift of block floating point: ``shift_round(v, s) = (v + ((1 << s) >> 1)) >> s``.
+
+Halves round up. Shifts are clamped to 0..31; the NumPy form computes in int64 and refuses what the int32
+kernels could not hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .tir import T, as_type, isplat, splat
+
+LARGEST_SHIFT = 31
+MOVED_LIMIT = (1 << 30) - 1
+"""Magnitude that a bias is limited to, before and after it moves to another exponent."""
+
+
+def checked(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``values``; AssertionError if one leaves int32."""
+    assert values.size == 0 or (values.min() >= -(1 << 31) and values.max() < 1 << 31), "a sum leaves int32"
+    return values
+
+
+def shift_round(values: NDArray[np.int64], shift: ArrayLike) -> NDArray[np.int64]:
+    """NumPy meaning of :func:`vector_shift_round`."""
+    s = np.clip(np.asarray(shift, np.int64), 0, LARGEST_SHIFT)
+    return checked(values + ((np.int64(1) << s) >> 1)) >> s
+
+
+def move(values: NDArray[np.int64], shift: ArrayLike) -> NDArray[np.int64]:
+    """NumPy meaning of :class:`VectorMove`: down by ``shift`` with rounding, or up by ``-shift``.
+
+    Shifts are clamped to -31..31. Values are limited to ``(2**30 - 1) >> up`` first, so that what moves
+    up stays below 2**30 in magnitude.
+    """
+    s = np.clip(np.asarray(shift, np.int64), -LARGEST_SHIFT, LARGEST_SHIFT)
+    up = np.maximum(-s, 0)
+    limit = MOVED_LIMIT >> up
+    return shift_round(np.clip(values, -limit, limit) << up, s)
+
+
+def clamp_shift(shift: Any) -> Any:
+    """An int32 scalar within 0..31."""
+    return T.max(T.min(shift, T.int32(LARGEST_SHIFT)), T.int32(0))
+
+
+def clamp_shifts(shifts: Any, lanes: int) -> Any:
+    """int32 lanes within 0..31."""
+    return T.max(T.min(shifts, isplat(LARGEST_SHIFT, lanes)), isplat(0, lanes))
+
+
+def rounding_half(shifts: Any, lanes: int) -> Any:
+    """``(1 << s) >> 1`` for int32 lanes in 0..31; the shift back is unsigned, for s = 31."""
+    one = as_type(T.shift_left(isplat(1, lanes), shifts), f"uint32x{lanes}")
+    return as_type(T.shift_right(one, splat(T.uint32(1), lanes)), f"int32x{lanes}")
+
+
+def vector_shift_round(values: Any, shifts: Any, half: Any) -> Any:
+    """``(values + half) >> shifts`` with ``half`` of :func:`rounding_half`."""
+    return T.shift_right(values + half, shifts)
+
+
+class VectorMove:
+    """Moves int32x16 values down by a scalar shift, or up where it is negative; see :func:`move`."""
+
+    def __init__(self, shift: Any) -> None:
+        down, up = T.Bind(clamp_shift(shift)), T.Bind(clamp_shift(T.int32(0) - shift))
+        self._down, self._up = T.Bind(splat(down)), T.Bind(splat(up))
+        self._half = T.Bind(rounding_half(self._down, 16))
+        self._limit = T.Bind(splat(T.Bind(T.shift_right(T.int32(MOVED_LIMIT), up))))
+
+    def __call__(self, values: Any) -> Any:
+        limited = T.max(T.min(values, self._limit), isplat(0) - self._limit)
+        return vector_shift_round(T.shift_left(limited, self._up), self._down, self._half)
