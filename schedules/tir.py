@@ -140,6 +140,11 @@ def half_to_float(value: Expr, lanes: int) -> Expr:
     return as_type(T.bitwise_or(as_type(scaled, f"int32x{lanes}"), sign), f"float32x{lanes}")
 
 
+def leading_zeros(value: Expr, dtype: str) -> Expr:
+    """Zero bits above the highest set one of a scalar of ``dtype``; all of them for 0."""
+    return intrinsic(dtype, "llvm.ctlz", value, tirx.IntImm("bool", 0))
+
+
 def intrinsic(dtype: str, name: str, *args: Expr) -> Expr:
     """A pure LLVM intrinsic; an unknown name is an error (TVM would emit intrinsic 0)."""
     from tvm.target import codegen

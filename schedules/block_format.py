@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block floating point: rows of int8 mantissas whose blocks of columns share a power of two.
+
+Meaning: ``value[t, c] = mantissa[t, c] * 2**(exponent[t, c // block] + channel[c])`` with mantissas in
+-127..127. The exponents are chosen when a row is made, from its integers alone; the channel exponents are
+constants of the model that even out channels of unequal range (0 where there are none). This is the block
+shift of BCT (Dong and Chen, arXiv 2304.01483) as far as its abstract tells, and the form of MXINT8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .level_packing import TILE_COLUMNS, padded_columns
+from .lut_table import tree_reduce
+from .rounding_shift import rounding_half, shift_round, vector_shift_round
+from .tir import LANES, T, isplat, leading_zeros, load, put, scratch, splat, store
+
+MANTISSA_BITS = 7
+LIMIT = 127
+BLOCK_COLUMNS = 64
+"""Columns that share an exponent unless a plan says otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockLayout:
+    """How a row of ``width`` columns is cut into blocks of ``block`` columns (the whole row at most).
+
+    Raises:
+        ValueError: a width that is no multiple of 16, or blocks that are not whole tiles of 64 columns
+            dividing the row, nor the whole row.
+    """
+
+    width: int
+    block: int
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.width % LANES:
+            raise ValueError(f"rows of {self.width} columns, expected a multiple of {LANES}")
+        whole = self.block % TILE_COLUMNS == 0 and self.width % self.block == 0
+        if self.block < 1 or not (whole or self.block == self.width):
+            raise ValueError(
+                f"blocks of {self.block} columns do not fit rows of {self.width}: expected a multiple of "
+                f"{TILE_COLUMNS} that divides the row, or the whole row"
+            )
+
+    @staticmethod
+    def of(width: int, block: int | None) -> BlockLayout:
+        """Blocks of ``block`` columns (None: one for the row) where they divide the row, else one block."""
+        fits = block is not None and block % TILE_COLUMNS == 0 and width % block == 0
+        return BlockLayout(width=width, block=block if fits and block is not None else width)
+
+    @property
+    def groups(self) -> int:
+        return self.width // self.block
+
+    @property
+    def padded(self) -> int:
+        """Columns of the mantissas as stored: whole tiles of 64, zeros at the end."""
+        return padded_columns(self.width)
+
+
+def bit_length(values: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Bits of non-negative integers below 2**52; 0 has none."""
+    return np.frexp(values.astype(np.float64))[1].astype(np.int64)
+
+
+def down_shift(peak: NDArray[np.int64]) -> NDArray[np.int64]:
+    """NumPy meaning of :func:`emit_down_shift`: the least s with ``shift_round(peak, s) <= 127``."""
+    shift = np.maximum(bit_length(peak) - MANTISSA_BITS, 0)
+    return shift + (shift_round(peak, shift) > LIMIT)
+
+
+def quantize(
+    values: NDArray[np.int64], exponents: NDArray[np.int64], layout: BlockLayout
+) -> tuple[NDArray[np.int8], NDArray[np.int32]]:
+    """NumPy meaning of :func:`emit_quantize_row`.
+
+    Args:
+        values: int[m, width], to be read times 2**exponents.
+        exponents: int[m].
+        layout: of the result.
+
+    Returns:
+        mantissas int8[m, padded], exponents int32[m, groups].
+    """
+    m = values.shape[0]
+    blocks = values.astype(np.int64).reshape(m, layout.groups, layout.block)
+    shift = down_shift(np.abs(blocks).max(axis=2))
+    mantissas = shift_round(blocks, shift[:, :, None]).reshape(m, layout.width)
+    padded = np.pad(mantissas, ((0, 0), (0, layout.padded - layout.width)))
+    return padded.astype(np.int8), (exponents[:, None] + shift).astype(np.int32)
+
+
+def values_of(
+    mantissas: NDArray[np.int8],
+    exponents: NDArray[np.int32],
+    layout: BlockLayout,
+    channels: NDArray[np.int8] | None = None,
+) -> NDArray[np.float64]:
+    """float64[m, width]: what blocks stand for."""
+    scales = np.repeat(exponents.astype(np.int64), layout.block, axis=1)
+    if channels is not None:
+        scales = scales + channels.astype(np.int64)
+    return np.ldexp(mantissas[:, : layout.width].astype(np.float64), scales)
+
+
+def emit_bit_length(value: Any) -> Any:
+    """Bits of an int32 scalar >= 0."""
+    return T.int32(32) - leading_zeros(value, "int32")
+
+
+def emit_down_shift(peak: Any) -> Any:
+    """The shift that brings int32 ``peak`` >= 0 to 127 at most, rounding included."""
+    shift = T.Bind(T.max(emit_bit_length(peak) - MANTISSA_BITS, T.int32(0)))
+    half = T.shift_right(T.shift_left(T.int32(1), shift), T.int32(1))
+    rounded = T.shift_right(peak + half, shift)
+    return T.Bind(shift + T.Cast("int32", rounded > LIMIT))
+
+
+def emit_quantize_row(
+    layout: BlockLayout, source: Any, base: Any, mantissas: Any, exponents: Any, row: Any
+) -> None:
+    """Makes row ``row`` of the blocks from an int32 row.
+
+    Args:
+        layout: of the result.
+        source: ``source(column)`` is int32x16 from a column on; read twice.
+        base: int32 exponent of the source.
+        mantissas, exponents: int8[m, padded] and int32[m, groups].
+        row: index.
+    """
+    vectors = layout.block // LANES
+    with T.serial(0, layout.groups) as g:
+        first = T.Bind(g * layout.block)
+        shift = emit_down_shift(emit_peak(source, first, vectors))
+        put(exponents, (row, g), base + shift)
+        wide = T.Bind(splat(shift))
+        half = T.Bind(rounding_half(wide, LANES))
+        with T.serial(0, vectors) as v:
+            column = T.Bind(first + v * LANES)
+            value = vector_shift_round(source(column), wide, half)
+            store(mantissas, (row, column), T.Cast("int8x16", value), LANES)
+    for column in range(layout.width, layout.padded, LANES):
+        store(mantissas, (row, column), T.broadcast(T.int8(0), LANES), LANES)
+
+
+def emit_peak(source: Any, first: Any, vectors: int) -> Any:
+    """The largest magnitude, int32, of ``vectors`` x 16 columns from ``first`` on."""
+    peak = scratch((LANES,), "int32")
+    store(peak, (0,), isplat(0), LANES)
+    with T.serial(0, vectors) as v:
+        value = T.Bind(source(first + v * LANES))
+        store(peak, (0,), T.max(load(peak, (0,), LANES), magnitude(value)), LANES)
+    return T.Bind(tree_reduce(load(peak, (0,), LANES), LANES, T.max))
+
+
+def magnitude(value: Any) -> Any:
+    """|value| of int32x16."""
+    return T.max(value, isplat(0) - value)
