@@ -219,7 +219,7 @@ class _Row:
         own = T.Bind(y_exponents[t])
         top: Any = own + emit_bit_length(self._peak(lambda c: load(y, (t, c), LANES)))
         if residual is not None:
-            x, x_exponents, channels = residual
+            x_exponents = residual[1]
             largest: Any = x_exponents[t, 0]
             for g in range(1, self._layout.groups):
                 largest = T.max(largest, x_exponents[t, g])
