@@ -18,24 +18,33 @@ import msgspec
 ScaleDtype = Literal["float16", "float32", "pow2"]
 """What scales and offsets are stored in; pow2: mantissas over a shared power of two (``schedules.pow2``)."""
 SCALE_DTYPES: tuple[str, ...] = get_args(ScaleDtype)
+Mode = Literal["float", "block-int"]
+"""What is between the matrices: float32 values, or blocks of small integers (``schedules.block_format``)."""
 SCHEMA = 1
 """The only plan version this code reads and writes."""
 FLOAT_BITS = 32
 """Bit width of a tensor that stays FP32."""
 MAX_BITS = 8
 """Most planes a quantized tensor can have."""
+ACTIVATION_BITS = 8
+ACTIVATION_BLOCK = 64
+"""Activations of mode block-int unless a plan says otherwise."""
 MAX_JSON_BYTES = 16 << 20
 _MAX_COLUMNS = 1 << 24
 _MAX_ROWS = 1 << 31
 _MAX_CLUSTERS = 64
 _MAX_NAME = 512
+_OPTIONAL = ("mode", "activation_bits", "activation_block")
+"""Fields that plan.json leaves out at their default: those of mode block-int."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockBits:
     """Bits of one weight matrix [n, k].
 
-    ``bits`` is 1..8, or 32 for "stays FP32". ``group_size`` None means one scale per row and plane.
+    ``bits`` is 1..8, or 32 for "stays FP32". ``group_size`` None means one scale per row and plane. In mode
+    block-int the matrix reads activations of ``activation_bits`` (2..8) whose blocks of ``activation_block``
+    columns share an exponent (None: the whole row).
     """
 
     tensor: str
@@ -45,9 +54,20 @@ class BlockBits:
     quantizer: str = "alternating"
     offset: bool = False
     scale_dtype: ScaleDtype = "float16"
+    activation_bits: int = ACTIVATION_BITS
+    activation_block: int | None = ACTIVATION_BLOCK
 
     def __post_init__(self) -> None:
         _check_common(self)
+        if not 2 <= self.activation_bits <= ACTIVATION_BITS:
+            raise ValueError(
+                f"{self.tensor}: activations of {self.activation_bits} bits are impossible (expected 2 to 8)"
+            )
+        if self.activation_block is not None and not 1 <= self.activation_block <= _MAX_COLUMNS:
+            raise ValueError(
+                f"{self.tensor}: blocks of {self.activation_block} columns are impossible (expected 1 or more, "
+                "or null)"
+            )
         if not (1 <= self.bits <= MAX_BITS or self.bits == FLOAT_BITS):
             raise ValueError(
                 f"{self.tensor}: {self.bits} bits are impossible (expected 1 to 8, or 32 for FP32)"
@@ -92,6 +112,7 @@ class BitPlan:
     blocks: tuple[BlockBits, ...]
     words: tuple[WordBits, ...]
     source: str
+    mode: Mode = "float"
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
@@ -131,16 +152,27 @@ def encode_plan(plan: BitPlan) -> bytes:
     encode = msgspec.json.Encoder().encode
 
     def lines(entries: tuple[BlockBits, ...] | tuple[WordBits, ...]) -> bytes:
-        return b"[" + b",".join(b"\n    " + encode(entry) for entry in entries) + b"]"
+        return b"[" + b",".join(b"\n    " + encode(_document(entry)) for entry in entries) + b"]"
 
     parts = {
         "schema": encode(plan.schema),
         "source": encode(plan.source),
+        **({} if plan.mode == "float" else {"mode": encode(plan.mode)}),
         "words": lines(plan.words),
         "blocks": lines(plan.blocks),
     }
     body = b",\n".join(b'  "' + key.encode() + b'": ' + value for key, value in parts.items())
     return b"{\n" + body + b"\n}\n"
+
+
+def _document(entry: BlockBits | WordBits) -> dict[str, Any]:
+    """An entry's fields without optional ones at their default."""
+    values = {f.name: getattr(entry, f.name) for f in fields(entry)}
+    return {
+        f.name: values[f.name]
+        for f in fields(entry)
+        if f.name not in _OPTIONAL or values[f.name] != f.default
+    }
 
 
 def decode_plan(data: bytes) -> BitPlan:
@@ -154,6 +186,7 @@ def decode_plan(data: bytes) -> BitPlan:
     return BitPlan(
         schema=raw.schema,
         source=raw.source,
+        mode=raw.mode,
         blocks=tuple(BlockBits(**msgspec.structs.asdict(entry)) for entry in raw.blocks),
         words=tuple(WordBits(**msgspec.structs.asdict(entry)) for entry in raw.words),
     )
@@ -165,11 +198,11 @@ def plan_hash(plan: BitPlan) -> str:
 
 
 def _strict(cls: type[Any], **replaced: Any) -> Any:
-    """A msgspec struct with ``cls``'s fields, all required, that refuses unknown ones."""
+    """A msgspec struct with ``cls``'s fields, all but ``_OPTIONAL`` required, that refuses unknown ones."""
     hints = get_type_hints(cls) | replaced
-    return msgspec.defstruct(
-        f"{cls.__name__} entry", [(f.name, hints[f.name]) for f in fields(cls)], forbid_unknown_fields=True
-    )
+    known = [(f.name, hints[f.name], *((f.default,) if f.name in _OPTIONAL else ())) for f in fields(cls)]
+    known.sort(key=len)  # fields with a default come last
+    return msgspec.defstruct(f"{cls.__name__} entry", known, forbid_unknown_fields=True)
 
 
 _PLAN = _strict(BitPlan, blocks=tuple[_strict(BlockBits), ...], words=tuple[_strict(WordBits), ...])

@@ -21,7 +21,7 @@ from .rounding_shift import rounding_half, shift_round, vector_shift_round
 from .tir import LANES, T, isplat, leading_zeros, load, put, scratch, splat, store
 
 MANTISSA_BITS = 7
-LIMIT = 127
+"""Bits of a mantissa beside its sign, at most."""
 BLOCK_COLUMNS = 64
 """Columns that share an exponent unless a plan says otherwise."""
 
@@ -30,6 +30,8 @@ BLOCK_COLUMNS = 64
 class BlockLayout:
     """How a row of ``width`` columns is cut into blocks of ``block`` columns (the whole row at most).
 
+    ``bits`` 2 to 8 are those of a mantissa with its sign: magnitudes below 2**(bits - 1).
+
     Raises:
         ValueError: a width that is no multiple of 16, or blocks that are not whole tiles of 64 columns
             dividing the row, nor the whole row.
@@ -37,8 +39,11 @@ class BlockLayout:
 
     width: int
     block: int
+    bits: int = MANTISSA_BITS + 1
 
     def __post_init__(self) -> None:
+        if not 2 <= self.bits <= MANTISSA_BITS + 1:
+            raise ValueError(f"mantissas of {self.bits} bits, expected 2 to {MANTISSA_BITS + 1}")
         if self.width < 1 or self.width % LANES:
             raise ValueError(f"rows of {self.width} columns, expected a multiple of {LANES}")
         whole = self.block % TILE_COLUMNS == 0 and self.width % self.block == 0
@@ -49,10 +54,15 @@ class BlockLayout:
             )
 
     @staticmethod
-    def of(width: int, block: int | None) -> BlockLayout:
+    def of(width: int, block: int | None, bits: int = MANTISSA_BITS + 1) -> BlockLayout:
         """Blocks of ``block`` columns (None: one for the row) where they divide the row, else one block."""
         fits = block is not None and block % TILE_COLUMNS == 0 and width % block == 0
-        return BlockLayout(width=width, block=block if fits and block is not None else width)
+        return BlockLayout(width=width, block=block if fits and block is not None else width, bits=bits)
+
+    @property
+    def limit(self) -> int:
+        """Largest magnitude of a mantissa."""
+        return (1 << (self.bits - 1)) - 1
 
     @property
     def groups(self) -> int:
@@ -69,10 +79,10 @@ def bit_length(values: NDArray[np.integer]) -> NDArray[np.int64]:
     return np.frexp(values.astype(np.float64))[1].astype(np.int64)
 
 
-def down_shift(peak: NDArray[np.int64]) -> NDArray[np.int64]:
-    """NumPy meaning of :func:`emit_down_shift`: the least s with ``shift_round(peak, s) <= 127``."""
-    shift = np.maximum(bit_length(peak) - MANTISSA_BITS, 0)
-    return shift + (shift_round(peak, shift) > LIMIT)
+def down_shift(peak: NDArray[np.int64], bits: int = MANTISSA_BITS) -> NDArray[np.int64]:
+    """NumPy meaning of :func:`emit_down_shift`: the least s with ``shift_round(peak, s) < 2**bits``."""
+    shift = np.maximum(bit_length(peak) - bits, 0)
+    return shift + (shift_round(peak, shift) >= 1 << bits)
 
 
 def quantize(
@@ -90,7 +100,7 @@ def quantize(
     """
     m = values.shape[0]
     blocks = values.astype(np.int64).reshape(m, layout.groups, layout.block)
-    shift = down_shift(np.abs(blocks).max(axis=2))
+    shift = down_shift(np.abs(blocks).max(axis=2), layout.bits - 1)
     mantissas = shift_round(blocks, shift[:, :, None]).reshape(m, layout.width)
     padded = np.pad(mantissas, ((0, 0), (0, layout.padded - layout.width)))
     return padded.astype(np.int8), (exponents[:, None] + shift).astype(np.int32)
@@ -114,12 +124,12 @@ def emit_bit_length(value: Any) -> Any:
     return T.int32(32) - leading_zeros(value, "int32")
 
 
-def emit_down_shift(peak: Any) -> Any:
-    """The shift that brings int32 ``peak`` >= 0 to 127 at most, rounding included."""
-    shift = T.Bind(T.max(emit_bit_length(peak) - MANTISSA_BITS, T.int32(0)))
+def emit_down_shift(peak: Any, bits: int = MANTISSA_BITS) -> Any:
+    """The shift that brings int32 ``peak`` >= 0 below 2**bits, rounding included."""
+    shift = T.Bind(T.max(emit_bit_length(peak) - bits, T.int32(0)))
     half = T.shift_right(T.shift_left(T.int32(1), shift), T.int32(1))
     rounded = T.shift_right(peak + half, shift)
-    return T.Bind(shift + T.Cast("int32", rounded > LIMIT))
+    return T.Bind(shift + T.Cast("int32", rounded >= 1 << bits))
 
 
 def emit_quantize_row(
@@ -137,7 +147,7 @@ def emit_quantize_row(
     vectors = layout.block // LANES
     with T.serial(0, layout.groups) as g:
         first = T.Bind(g * layout.block)
-        shift = emit_down_shift(emit_peak(source, first, vectors))
+        shift = emit_down_shift(emit_peak(source, first, vectors), layout.bits - 1)
         put(exponents, (row, g), base + shift)
         wide = T.Bind(splat(shift))
         half = T.Bind(rounding_half(wide, LANES))
