@@ -10,10 +10,14 @@ from typing import Any
 
 _NAMES = (
     "annotate_bits",
+    "annotate_ranges",
     "check_bits",
+    "check_integer",
+    "choose_exponents",
     "fold_transpose",
     "legalize",
     "lower_attention",
+    "lower_block_int",
     "lower_embedding",
     "lower_linear",
     "lower_norm",
@@ -36,10 +40,22 @@ def get_pass(name: str) -> type[Any]:
             from .annotate_bits import AnnotateBits
 
             return AnnotateBits
+        case "annotate_ranges":
+            from .annotate_ranges import AnnotateRanges
+
+            return AnnotateRanges
         case "check_bits":
             from .check_bits import CheckBits
 
             return CheckBits
+        case "check_integer":
+            from .check_integer import CheckInteger
+
+            return CheckInteger
+        case "choose_exponents":
+            from .choose_exponents import ChooseExponents
+
+            return ChooseExponents
         case "fold_transpose":
             from .fold_transpose import FoldTranspose
 
@@ -52,6 +68,10 @@ def get_pass(name: str) -> type[Any]:
             from .lower_attention import LowerAttention
 
             return LowerAttention
+        case "lower_block_int":
+            from .lower_block_int import LowerBlockInt
+
+            return LowerBlockInt
         case "lower_embedding":
             from .lower_embedding import LowerEmbedding
 

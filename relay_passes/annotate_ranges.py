@@ -23,6 +23,8 @@ from .bit_plan import BitPlan
 from .integer_body import BodyStep, body_steps
 from .lowering import is_entry
 
+LONGEST_ATTR = "tvmq.longest"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnotateRanges:
@@ -30,10 +32,12 @@ class AnnotateRanges:
 
     Attributes:
         plan: tells the head's matrices from the body's.
+        longest: tokens of the longest text: entry functions carry it as ``tvmq.longest``.
         ranges: matrix -> float[k], root mean square of each input channel; may lack any matrix.
     """
 
     plan: BitPlan
+    longest: int
     ranges: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
 
     def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
@@ -42,7 +46,7 @@ class AnnotateRanges:
             if is_entry(function):
                 steps = body_steps(module, function, self.plan)
                 facts = {step.var: self._facts(step, steps) for step in steps.values()}
-                annotator.annotate(var, function, facts)
+                annotator.annotate(var, function.with_attr(LONGEST_ATTR, self.longest), facts)
         return relax.transform.DeadCodeElimination()(annotator.builder_.get())
 
     def _facts(self, step: BodyStep, steps: dict[Any, BodyStep]) -> dict[str, Any]:

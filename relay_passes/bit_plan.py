@@ -65,8 +65,8 @@ class BlockBits:
             )
         if self.activation_block is not None and not 1 <= self.activation_block <= _MAX_COLUMNS:
             raise ValueError(
-                f"{self.tensor}: blocks of {self.activation_block} columns are impossible (expected 1 or more, "
-                "or null)"
+                f"{self.tensor}: blocks of {self.activation_block} columns are impossible "
+                "(expected 1 or more, or null)"
             )
         if not (1 <= self.bits <= MAX_BITS or self.bits == FLOAT_BITS):
             raise ValueError(
@@ -200,7 +200,7 @@ def plan_hash(plan: BitPlan) -> str:
 def _strict(cls: type[Any], **replaced: Any) -> Any:
     """A msgspec struct with ``cls``'s fields, all but ``_OPTIONAL`` required, that refuses unknown ones."""
     hints = get_type_hints(cls) | replaced
-    known = [(f.name, hints[f.name], *((f.default,) if f.name in _OPTIONAL else ())) for f in fields(cls)]
+    known: list[Any] = [(f.name, hints[f.name], *((f.default,) if f.name in _OPTIONAL else ())) for f in fields(cls)]
     known.sort(key=len)  # fields with a default come last
     return msgspec.defstruct(f"{cls.__name__} entry", known, forbid_unknown_fields=True)
 

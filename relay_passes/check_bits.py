@@ -20,6 +20,8 @@ from .lowering import is_entry
 
 SHOWN = 5
 """Problems that an error spells out."""
+CODES = (":keys", ":levels", ":row_bits", ":row_levels")
+"""Endings of the arrays that stand for a planned tensor's codes."""
 PLANNED_ATTR = "tvmq.planned"
 """Attribute of an entry function: planned tensor -> number of operations that read it."""
 
@@ -70,10 +72,10 @@ def _check(module: tvm.IRModule, name: str, function: Any, quantized: set[str]) 
 
 
 def _tensors_read(value: Any) -> list[str]:
-    """Tensors whose keys a kernel call reads (the first segment stands for a whole embedding)."""
+    """Tensors whose codes a kernel call reads (the first segment stands for a whole embedding)."""
     if not isinstance(value, relax.Call) or not getattr(value.op, "name", "").startswith("relax.call_tir"):
         return []
     names = [str(getattr(arg, "name", "")) for arg in value.args[1]]
-    keys = [name.removesuffix(":keys") for name in names if name.endswith(":keys")]
+    keys = [name.rpartition(":")[0] for name in names if name.endswith(CODES)]
     first = [key for key in keys if ":" not in key or key.endswith(":0")]
     return [key.removesuffix(":0") for key in first]

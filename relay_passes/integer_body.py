@@ -48,8 +48,8 @@ class BodyStep:
 
     @property
     def tensor(self) -> str:
-        """Weight of a linear or table."""
-        return "" if self.composite is None else str(self.composite.attrs["tvmq.tensor"])
+        """Weight of a linear or table, "" of anything else."""
+        return "" if self.composite is None else str(self.composite.attrs.get("tvmq.tensor", ""))
 
 
 def body_steps(module: tvm.IRModule, function: Any, plan: BitPlan) -> dict[Any, BodyStep]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LowerBlockInt: the body of an encoder becomes integer kernels, from the embedding to the last hidden states.
+"""LowerBlockInt: the body of an encoder becomes integer kernels, from embedding to last hidden states.
 
 Before: composites with exponents (``choose_exponents``). After: ``block_gather`` for tables that are added,
 ``block_norm`` with the residual inside, ``dequant_gemm``, ``block_quantize`` (with GELU) where a product is
@@ -35,8 +35,9 @@ from schedules.integer_storage import (
 from schedules.packing import word_dtype
 from targets.spec import TargetSpec
 
+from .annotate_ranges import LONGEST_ATTR
 from .bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
-from .integer_body import BodyStep, body_steps, bindings
+from .integer_body import BodyStep, bindings, body_steps
 from .lowering import Lowering, float_type
 
 BIAS_SHIFT = -16
@@ -77,10 +78,6 @@ class Tables:
 class LowerBlockInt:
     """Lower the body of every entry function for ``target``.
 
-    Attributes:
-        plan: bits, blocks and activations of every matrix.
-        longest: tokens of the longest text, which sizes the scratch memory of attention.
-
     Raises:
         ValueError: a matrix of the body that stays FP32, an activation that has no integer form, or column
             groups that do not fit the blocks of activations.
@@ -88,7 +85,6 @@ class LowerBlockInt:
 
     plan: BitPlan
     target: TargetSpec
-    longest: int
 
     def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
         flat = relax.transform.ToNonDataflow()(module)
@@ -104,8 +100,8 @@ def matrix_spec(entry: BlockBits, n: int, k: int, *, bias: bool, relu: bool = Fa
     groups = max(layout.groups, w_groups)
     if {layout.groups, w_groups} - {1, groups}:
         raise ValueError(
-            f"{entry.tensor}: {w_groups} groups of weights and {layout.groups} blocks of activations, expected "
-            "equal numbers or one of either (choose group_size or activation_block)"
+            f"{entry.tensor}: {w_groups} groups of weights and {layout.groups} blocks of activations, "
+            "expected equal numbers or one of either (choose group_size or activation_block)"
         )
     return DequantSpec(
         n=n,
@@ -147,6 +143,7 @@ class _Integers(Lowering):
         self._values: dict[Any, Blocks | Wide | Tables] = {}
         self._blocks: dict[Any, Blocks] = {}
         self._outside = _read_outside(function, self._steps)
+        self._longest = int(function.attrs[LONGEST_ATTR])
 
     def visit_var_binding_(self, binding: Any) -> None:
         step = self._steps.get(binding.var)
@@ -210,7 +207,8 @@ class _Integers(Lowering):
         args += [self.stored(array) for array in norm_arrays(step.path, width)]
         args.append(self.stored(function_table("rsqrt")))
         kernel = self.kernel(spec, "block_norm", lambda: block_norm(spec))
-        return Blocks(*self._block_call(kernel, args, layout), layout, step.path)
+        mantissas, exponents = self._block_call(kernel, args, layout)
+        return Blocks(mantissas, exponents, layout, step.path)
 
     def _summands(self, step: BodyStep, layout: BlockLayout) -> tuple[Wide, Blocks | None]:
         """The int32 rows and the blocks that a norm adds."""
@@ -254,7 +252,7 @@ class _Integers(Lowering):
             part for source in sources if isinstance(source, Wide) for part in (source.y, source.exponents)
         ]
         rows, width = args[0].ty.shape[0], int(args[0].ty.shape[1])
-        spec = BlockAttentionSpec(heads=int(heads.value), width=width, longest=self._options.longest)
+        spec = BlockAttentionSpec(heads=int(heads.value), width=width, longest=self._longest)
         kernel = self.kernel(spec, "block_attention", lambda: block_attention(spec, self._isa))
         args += [self.visit_expr(offsets), self.stored(function_table("exp2"))]
         y, exponents = self.call(kernel, args, [_ints(rows, width), _ints(rows, spec.heads)])
@@ -282,7 +280,8 @@ class _Integers(Lowering):
         args = [value.y, exponents]
         if value.activation == "gelu":
             args.append(self.stored(function_table("gelu")))
-        return Blocks(*self._block_call(kernel, args, layout), layout, "")
+        mantissas, exponents = self._block_call(kernel, args, layout)
+        return Blocks(mantissas, exponents, layout, "")
 
     def _block_call(self, kernel: Any, args: list[Any], layout: BlockLayout) -> list[Any]:
         rows = args[0].ty.shape[0]

@@ -16,16 +16,16 @@ bias. Callers see to it (by interval analysis) that no sum leaves int32, roundin
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .intrin_dot_x86 import QUADS, VECTORS, AmxDot, Levels, Rows, dot_product
+from .intrin_dot_x86 import VECTORS, AmxDot, Levels, Rows, dot_product
 from .intrin_expand_x86 import Planes, expansion
-from .level_packing import QUAD, TILE_COLUMNS, check_groups, padded_columns
+from .level_packing import QUAD, check_groups, padded_columns
 from .packing import BLOCK_ROWS, STEP_COLUMNS, row_blocks
 from .rounding_shift import (
     VectorMove,

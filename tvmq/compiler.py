@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +28,19 @@ from .assembly import (
 )
 from .calibration import Calibration
 from .checkpoint import Checkpoint
+from .errors import InputError, UsageError
 from .families import get_family
+from .integer_plan import BLOCK_INT
+from .integer_weights import IntegerBody
 from .options import PoolingOptions, Progress, no_progress
 from .quantization import quantize_model
 from .store import atomic_dir
 from .tasks import Job, get_task
 from .tasks.task import Facts
-from .weights import collect, computed_orders
+from .weights import Source, collect, computed_orders
+
+if TYPE_CHECKING:
+    import tvm
 
 
 def compile_checkpoint(
@@ -87,12 +94,18 @@ def compile_checkpoint(
         graphs = job.graphs(family.export(loaded))
         clock.start("quantize")
         counts = checkpoint.frequencies() if frequencies is None else frequencies
-        quantized = quantize_model(checkpoint, plan, counts, progress, calibration)
-        clock.start("lower")
         common = pipeline.run(graphs, pipeline.common_phases(plan), levels[0].to_tvm(), dump_ir)
+        state = loaded.state_dict()
+        body = None
+        if plan.mode == BLOCK_INT:
+            body = _integer_body(common, plan, job, calibration, lambda name: state[name].numpy())
+            common = body.graphs
+        outside = plan if body is None else body.outside
+        quantized = quantize_model(checkpoint, outside, counts, progress, calibration)
+        whole = {} if body is None else body.arrays(counts, progress)
+        clock.start("lower")
         libraries = build_libraries(common, staging, plan, levels, tables, dump_ir, clock, job.planned)
         clock.start("pack")
-        state = loaded.state_dict()
         names = {name for taken in libraries.parameters.values() for name in taken}
         generated = {**job.generated(loaded), **computed_orders(names)}
         arrays = collect(
@@ -100,7 +113,7 @@ def compile_checkpoint(
             quantized,
             lambda name: state[name].numpy(),
             transposed_tensors(common),
-            job.extra,
+            {**job.extra, **whole},
         )
         write_weights(staging / WEIGHTS_FILE, arrays)
         (staging / "plan.json").write_bytes(encode_plan(plan))
@@ -120,6 +133,18 @@ def compile_checkpoint(
         written = write_artifact(staging, manifest)
         clock.stop()
     return CompileReport(output=output, manifest=written, seconds=clock.seconds)
+
+
+def _integer_body(
+    graphs: tvm.IRModule, plan: BitPlan, job: Job, calibration: Calibration | None, source: Source
+) -> IntegerBody:
+    """The integer part of a model; UsageError where its task has none."""
+    if job.longest is None:
+        raise UsageError("mode block-int is for encoders; translate with the float mode")
+    try:
+        return IntegerBody.of(graphs, plan, job.longest, calibration, source)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _write_tokenizer(job: Job, folder: Path) -> None:

@@ -16,6 +16,7 @@ from relay_passes.bit_plan import MAX_JSON_BYTES, BitPlan, WordBits, decode_plan
 from .checkpoint import Checkpoint, read_frequencies
 from .errors import InputError, UsageError
 from .families import TensorInfo, get_family
+from .integer_plan import BLOCK_INT, DEFAULT_PRESET, integer_plan
 from .options import PlanOptions
 from .planning import make_plan
 from .size import FLOAT_BYTES, SizeReport, predict_size
@@ -123,9 +124,13 @@ def plan_tensors(
     """
     if options.plan:
         return _read_plan(options, tensors)
-    return make_plan(
+    integers = options.mode == BLOCK_INT
+    if options.activation_block is not None and not integers:
+        raise UsageError("--activation-block belongs to --mode block-int")
+    preset = DEFAULT_PRESET if integers and options.bits is None else None
+    plan = make_plan(
         tensors,
-        preset=options.preset,
+        preset=options.preset or preset,
         bits=options.bits,
         overrides=options.overrides,
         quantizer=options.quantizer,
@@ -134,6 +139,10 @@ def plan_tensors(
         scale_dtype=options.scale_dtype,
         frequencies=frequencies,
     )
+    if not integers:
+        return plan
+    block = options.activation_block
+    return integer_plan(plan, tensors, group_size=options.group_size, activation_block=block)
 
 
 def _stored_plan(

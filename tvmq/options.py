@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from relay_passes.bit_plan import ScaleDtype
+from relay_passes.bit_plan import Mode, ScaleDtype
 
 Tables = Literal["int8", "exact"]
 
@@ -38,6 +38,10 @@ class PlanOptions:
         scale_dtype: dtype of scales and offsets; None keeps the preset's.
         frequencies: a token_freq.tsv for word bits; None takes the one in the model folder.
         text: source and target text to count token frequencies in, instead of ``frequencies``.
+        mode: what is between the matrices: ``float`` values, or blocks of small integers (``block-int``,
+            encoders only).
+        activation_block: columns of activations that share an exponent in mode block-int; None keeps the
+            usual ones, 0 is the whole row.
     """
 
     preset: str | None = None
@@ -50,6 +54,8 @@ class PlanOptions:
     scale_dtype: ScaleDtype | None = None
     frequencies: Path | None = None
     text: Path | None = None
+    mode: Mode = "float"
+    activation_block: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,20 +7,26 @@ Phases: 0 imported, 1 annotated (plan attached), 2 lowered (kernels of ``schedul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tvm
+from numpy.typing import NDArray
 from tvm import relax
 
 from relay_passes.annotate_bits import AnnotateBits
+from relay_passes.annotate_ranges import AnnotateRanges
 from relay_passes.bit_plan import BitPlan
 from relay_passes.check_bits import CheckBits
+from relay_passes.check_integer import CheckInteger
+from relay_passes.choose_exponents import ChooseExponents
 from relay_passes.fold_transpose import FoldTranspose
 from relay_passes.legalize import Legalize
 from relay_passes.lower_attention import LowerAttention
+from relay_passes.lower_block_int import LowerBlockInt
 from relay_passes.lower_embedding import LowerEmbedding
 from relay_passes.lower_linear import LowerLinear
 from relay_passes.lower_norm import LowerNorm
@@ -52,12 +58,24 @@ def common_phases(plan: BitPlan) -> list[Phase]:
     ]
 
 
+def integer_phase(plan: BitPlan, longest: int, ranges: Mapping[str, NDArray[np.floating]]) -> Phase:
+    """The constants of mode block-int: what is read, how large it is, which exponents it gets."""
+    return Phase(
+        name="1-exponents",
+        passes=[
+            AnnotateRanges(plan=plan, longest=longest, ranges=ranges),
+            ChooseExponents(plan=plan),
+        ],
+    )
+
+
 def target_phases(plan: BitPlan, target: TargetSpec, tables: Tables) -> list[Phase]:
     """What is done once per ISA level."""
     return [
         Phase(
             name=f"2-lowered-{target.name}",
             passes=[
+                *([] if plan.mode == "float" else [LowerBlockInt(plan=plan, target=target), CheckInteger()]),
                 LowerEmbedding(plan=plan),
                 LowerLinear(plan=plan, target=target, tables=tables),
                 ShareTables(),
@@ -89,6 +107,13 @@ def make_dump_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write IR to {path}: {error.strerror} (name a folder)") from error
+
+
+def run_phase(module: tvm.IRModule, phase: Phase) -> tvm.IRModule:
+    """Runs the passes of one phase that needs no target."""
+    for step in phase.passes:
+        module = step(module)
+    return module
 
 
 def run(module: tvm.IRModule, phases: Sequence[Phase], target: Any, dump: Path | None = None) -> tvm.IRModule:

@@ -52,7 +52,7 @@ def quantize_model(
     entries = [e for e in plan.entries() if isinstance(e, WordBits) or e.bits != FLOAT_BITS]
     sizes = [int(np.prod(source.shape(entry.tensor))) for entry in entries]
     stored = _stored(source, plan)
-    order = _order(plan, frequencies) if stored is None else None
+    order = word_order(plan, frequencies) if stored is None else None
     if stored is None:
         _check_calibration(entries, calibration)
     done, result = 0, {}
@@ -168,7 +168,8 @@ def _stored(source: TensorSource, plan: BitPlan) -> CodedSource | None:
     return source
 
 
-def _order(plan: BitPlan, frequencies: NDArray[np.integer] | None) -> NDArray[np.int32] | None:
+def word_order(plan: BitPlan, frequencies: NDArray[np.integer] | None) -> NDArray[np.int32] | None:
+    """int32[v], words by falling frequency; None without bits by word, InputError where counts lack."""
     if not plan.words:
         return None
     if frequencies is None:

@@ -35,8 +35,14 @@ _ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
-_NUMPY = {"U8": "u1", "I8": "i1", "U16": "<u2", "I32": "<i4", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
-_WRITABLE = {"uint8": "U8", "int8": "I8", "uint16": "U16", "int32": "I32", "float16": "F16", "float32": "F32"}
+_NUMPY = {
+    "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "I32": "<i4",
+    "F16": "<f2", "F32": "<f4", "F64": "<f8",
+}  # fmt: skip
+_WRITABLE = {
+    "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "int32": "I32", "float16": "F16",
+    "float32": "F32",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +131,7 @@ def write_weights(
 
     Args:
         path: the file to make, inside a staging folder (see ``store.atomic_dir``).
-        tensors: name -> array of uint8, int8, uint16, int32, float16 or float32. Names starting with
+        tensors: name -> array of uint8, int8, uint16, int16, int32, float16 or float32. Names starting with
             ``__`` are the format's own.
         metadata: text for the header, name -> value.
 

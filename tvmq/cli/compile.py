@@ -14,11 +14,13 @@ from tvmq.options import CompileOptions, Tables
 
 from .options import (
     MB,
+    ActivationBlock,
     Bits,
     CalibrationFile,
     DryRun,
     Frequencies,
     GroupSize,
+    Mode,
     Model,
     Offset,
     PlanFile,
@@ -57,6 +59,8 @@ def compile_model(
     scale_dtype: ScaleDtype = None,
     frequencies: Frequencies = None,
     text: Text = None,
+    mode: Mode = "float",
+    activation_block: ActivationBlock = None,
     calibration: CalibrationFile = None,
     dump_ir: DumpIr = None,
     dry_run: DryRun = False,
@@ -80,6 +84,8 @@ def compile_model(
         scale_dtype=scale_dtype,
         frequencies=frequencies,
         text=text,
+        mode=mode,
+        activation_block=activation_block,
     )
     if dry_run:
         report = api.describe_plan(model, plan)

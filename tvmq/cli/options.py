@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from relay_passes.bit_plan import Mode as Modes
 from relay_passes.bit_plan import ScaleDtype as ScaleDtypes
 from tvmq.errors import UsageError
 from tvmq.options import PlanOptions
@@ -44,6 +45,15 @@ ScaleDtype = Annotated[
 ]
 Frequencies = Annotated[Path | None, typer.Option("--frequencies", help="token_freq.tsv for bits by word.")]
 Text = Annotated[Path | None, typer.Option("--text", help="Text to count token frequencies in instead.")]
+Mode = Annotated[
+    Modes, typer.Option("--mode", help="Values between matrices: float, or blocks of integers (encoders).")
+]
+ActivationBlock = Annotated[
+    int | None,
+    typer.Option(
+        "--activation-block", min=0, help="Columns that share an exponent in mode block-int; 0 is a row."
+    ),
+]
 CalibrationFile = Annotated[
     Path | None,
     typer.Option("--calibration", help="Measurements on sample text, for quantizers that go by them."),
@@ -62,6 +72,8 @@ def plan_options(
     scale_dtype: ScaleDtypes | None,
     frequencies: Path | None,
     text: Path | None,
+    mode: Modes = "float",
+    activation_block: int | None = None,
 ) -> PlanOptions:
     """The options for bits as the API takes them; UsageError for a ``--set`` that is none."""
     return PlanOptions(
@@ -75,6 +87,8 @@ def plan_options(
         scale_dtype=scale_dtype,
         frequencies=frequencies,
         text=text,
+        mode=mode,
+        activation_block=activation_block,
     )
 
 

@@ -45,6 +45,10 @@ class EncodeJob:
         return ()
 
     @property
+    def longest(self) -> int | None:
+        return self.config.max_tokens
+
+    @property
     def extra(self) -> Mapping[str, NDArray[Any]]:
         return {}
 

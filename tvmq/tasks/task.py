@@ -37,6 +37,11 @@ class Job(Protocol):
         ...
 
     @property
+    def longest(self) -> int | None:
+        """Tokens of the longest text of an encoder; None where there is no integer mode."""
+        ...
+
+    @property
     def extra(self) -> Mapping[str, NDArray[Any]]:
         """Vectors that functions take and that are not part of the checkpoint."""
         ...

@@ -44,6 +44,10 @@ class TranslateJob:
         return fixed_name("greedy", 1), fixed_name("beam", self.defaults.beams)
 
     @property
+    def longest(self) -> int | None:
+        return None
+
+    @property
     def extra(self) -> Mapping[str, NDArray[Any]]:
         from tvmq.graphs import BANNED
 
