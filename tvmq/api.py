@@ -7,7 +7,6 @@ Nothing heavy is imported before a function that needs it runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from .coding import QuantizeReport
     from .diagnosis import Check, TargetInfo
     from .encoder import Encoder
+    from .encoder_evaluation import EncoderEvalResult
     from .evaluation import EvalResult
     from .measured_plan import AllocationReport
     from .model_plan import PlanReport
@@ -292,42 +292,45 @@ def evaluate(
     data: Path | str,
     search: SearchOptions = SearchOptions(),
     *,
+    metric: str | None = None,
     limit: int | None = None,
     baseline: Path | str | None = None,
     output: Path | str | None = None,
+    truncate: bool = False,
     progress: Progress = no_progress,
-) -> EvalResult:
-    """BLEU and chrF of an artifact on ``source TAB reference`` lines; see ``tvmq.evaluation``.
+) -> EvalResult | EncoderEvalResult:
+    """Score an artifact: BLEU and chrF of a translation model, accuracy or Spearman of an encoder.
+
+    See ``tvmq.evaluation`` and ``tvmq.encoder_evaluation``.
 
     Args:
         artifact: folder that ``compile`` wrote.
-        data: the lines.
-        search: generation options, of the baseline too.
-        limit: only the first sentences.
-        baseline: another artifact, or a file with one translation a line, for a paired test.
-        output: file for the translations, one a line; a later call can take it as its baseline.
+        data: lines of source TAB reference, text TAB label or text TAB text TAB score.
+        search: generation options of a translation model, batch size and threads; of the baseline too.
+        metric: ``bleu``, ``accuracy`` or ``spearman``; None takes what fits.
+        limit: only the first lines.
+        baseline: another artifact, or a file with one output a line, for a paired test.
+        output: file for the outputs, one a line; a later call can take it as its baseline.
+        truncate: encoders only: cut texts that are too long.
         progress: called per batch.
     """
-    require("sacrebleu", "eval")
-    from .evaluation import check_output, write_hypotheses
-    from .evaluation import evaluate as score_artifact
+    check_installation()
+    from .artifact import open_artifact
+    from .evaluation import check_output, evaluate_translator, write_hypotheses
+    from .loading import use_of
 
     given = None if baseline is None else Path(baseline)
     if output is not None:
         check_output(Path(output), [Path(data), *([] if given is None else [given])])
-    with ExitStack() as opened:
+    common: Any = {"metric": metric, "limit": limit, "baseline": given, "progress": progress}
+    if use_of(open_artifact(artifact)) == "encode":
+        from .encoder_evaluation import evaluate_encoder
 
-        def open_here(path: Path | str) -> Translator:
-            return opened.enter_context(
-                closing(load_translator(path, threads=search.threads, isa=search.isa))
-            )
-
-        other = open_here(given) if given is not None and given.is_dir() else given
-        result = score_artifact(
-            open_here(artifact), Path(data), search, limit=limit, baseline=other, progress=progress
-        )
+        result = evaluate_encoder(Path(artifact), Path(data), search, truncate=truncate, **common)
+    else:
+        result = evaluate_translator(Path(artifact), Path(data), search, **common)
     if output is not None:
-        write_hypotheses(Path(output), result.hypotheses)
+        write_hypotheses(Path(output), result.outputs)
     return result
 
 

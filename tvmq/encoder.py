@@ -139,7 +139,7 @@ class Encoder:
         Raises:
             InputError: the model labels no texts.
         """
-        self._require("classify")
+        self.require_head("classify")
         tokens = self.tokenize(texts, truncate=truncate)
         logits = self._rows("classify", tokens, batch_size, len(self.labels))
         return [
@@ -153,7 +153,7 @@ class Encoder:
         Raises:
             InputError: the model labels no tokens.
         """
-        self._require("tag")
+        self.require_head("tag")
         tokens = self.tokenize(texts, truncate=truncate)
         logits = self._rows("tag", tokens, batch_size, len(self.labels))
         ends = np.cumsum([len(text) for text in tokens])
@@ -189,6 +189,13 @@ class Encoder:
         for batch in _batches(texts, batch_size):
             yield self._model.run(function, batch)
 
+    def require_head(self, head: str) -> None:
+        """InputError where the model has no ``classify`` or ``tag`` head, naming what it has."""
+        if self.head != head:
+            what = {"classify": "labels texts", "tag": "labels tokens"}.get(self.head, "has no labels")
+            hint = {"classify": "classify with it", "tag": "tag with it"}.get(self.head, "embed with it")
+            raise InputError(f"{self._artifact.path}: this model {what}; {hint}")
+
     def close(self) -> None:
         """Frees the library and its buffers; the object cannot encode any more."""
         self._model = None
@@ -209,12 +216,6 @@ class Encoder:
         """All rows of ``run``, float32[rows, width]."""
         rows = self.run(function, tokens, batch_size=batch_size)
         return np.concatenate([np.zeros((0, width), np.float32), *rows])
-
-    def _require(self, head: str) -> None:
-        if self.head != head:
-            what = {"classify": "labels texts", "tag": "labels tokens"}.get(self.head, "has no labels")
-            hint = {"classify": "classify with it", "tag": "tag with it"}.get(self.head, "embed with it")
-            raise InputError(f"{self._artifact.path}: this model {what}; {hint}")
 
     def _check(self, texts: Sequence[Tokens]) -> None:
         longest, words = (int(self.manifest.architecture[name]) for name in ("max_tokens", "vocab"))

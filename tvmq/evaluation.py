@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ class EvalResult:
         signature: sacrebleu's signature of the BLEU score.
         n: number of sentences.
         seconds: wall time of the translation alone.
-        hypotheses: the translations that were scored.
+        outputs: the translations that were scored.
         comparison: of BLEU with the baseline's, if one was given.
         chrf_comparison: of chrF with the baseline's, if one was given.
     """
@@ -50,7 +51,7 @@ class EvalResult:
     signature: str
     n: int
     seconds: float
-    hypotheses: tuple[str, ...]
+    outputs: tuple[str, ...]
     comparison: Comparison | None = None
     chrf_comparison: Comparison | None = None
 
@@ -67,51 +68,60 @@ class EvalResult:
         }
         for prefix, found in (("", self.comparison), ("chrf_", self.chrf_comparison)):
             if found is not None:
-                result |= {prefix + key: value for key, value in _comparison_json(found).items()}
+                result |= {prefix + key: value for key, value in comparison_json(found).items()}
         return result
 
 
-def _comparison_json(found: Comparison) -> dict[str, Any]:
+def comparison_json(found: Comparison, digits: int = 2) -> dict[str, Any]:
+    """A comparison as ``--json`` prints it: scores with ``digits``, the p-value with four."""
     return {
-        "baseline_value": round(found.baseline_value, 2),
-        "difference": round(found.difference, 2),
-        "interval": _rounded(found.interval),
+        "baseline_value": round(found.baseline_value, digits),
+        "difference": round(found.difference, digits),
+        "interval": _rounded(found.interval, digits),
         "p_value": round(found.p_value, 4),
     }
 
 
-def _rounded(interval: Interval) -> list[float]:
-    return [round(end, 2) for end in interval]
+def _rounded(interval: Interval, digits: int = 2) -> list[float]:
+    return [round(end, digits) for end in interval]
 
 
 def read_pairs(path: Path, *, limit: int | None = None) -> tuple[list[str], list[str]]:
-    """Sources and references of a UTF-8 file with ``source TAB reference`` lines, plain or as ``.xz``.
+    """Sources and references of a file with ``source TAB reference`` lines; see ``read_columns``."""
+    rows = read_columns(path, "source TAB reference", (2,), limit=limit)
+    return [row[0] for row in rows], [row[1] for row in rows]
+
+
+def read_columns(
+    path: Path, content: str, counts: Sequence[int], *, limit: int | None = None
+) -> list[list[str]]:
+    """The tab-separated columns of every line of a UTF-8 file, plain or as ``.xz``; empty lines are left out.
 
     Args:
         path: the file.
-        limit: only the first pairs.
+        content: what a line holds, in words.
+        counts: numbers of columns that a line may have; all lines have the same.
+        limit: only the first lines.
 
     Raises:
-        InputError: the file is missing, too large, empty or not UTF-8, or a line has not exactly one tab.
+        InputError: the file is missing, too large, empty or not UTF-8, or a line has another number of tabs.
     """
-    sources: list[str] = []
-    references: list[str] = []
-    for number, line in enumerate(_data(path, "lines of source TAB reference").split(b"\n"), 1):
-        if limit is not None and len(sources) == limit:
+    rows: list[list[str]] = []
+    for number, line in enumerate(_data(path, f"lines of {content}").split(b"\n"), 1):
+        if limit is not None and len(rows) == limit:
             break
         if not line.strip():
             continue
         try:
-            fields = line.decode("utf-8").rstrip("\r").split("\t")
+            row = line.decode("utf-8").rstrip("\r").split("\t")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: line {number}: not UTF-8 ({error.reason}); convert the file") from None
-        if len(fields) != 2:
-            raise InputError(f"{path}: line {number}: {len(fields) - 1} tabs; expected source TAB reference")
-        sources.append(fields[0])
-        references.append(fields[1])
-    if not sources:
-        raise InputError(f"{path}: no sentences; expected lines of source TAB reference")
-    return sources, references
+        if len(row) not in counts or (rows and len(row) != len(rows[0])):
+            raise InputError(f"{path}: line {number}: {len(row) - 1} tabs; expected {content}")
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: no sentences; expected lines of {content}")
+    return rows
 
 
 def _data(path: Path, content: str) -> bytes:
@@ -124,7 +134,7 @@ def _data(path: Path, content: str) -> bytes:
 
 
 def read_hypotheses(path: Path, count: int) -> list[str]:
-    """Translations written by ``write_hypotheses`` or anything else, one a line.
+    """Outputs written by ``write_hypotheses`` or anything else, one a line.
 
     Args:
         path: UTF-8 text, plain or as ``.xz``; empty lines count.
@@ -134,14 +144,14 @@ def read_hypotheses(path: Path, count: int) -> list[str]:
         InputError: the file is missing, too large or not UTF-8, or has another number of lines.
     """
     try:
-        lines = _data(path, "one translation a line").decode("utf-8").split("\n")
+        lines = _data(path, "one output a line").decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error.reason}); convert the file") from None
     if not lines[-1]:
         lines.pop()
     if len(lines) != count:
         raise InputError(
-            f"{path}: {len(lines)} lines, expected {count}, a translation of each sentence of the data; "
+            f"{path}: {len(lines)} lines, expected {count}, one for each line of the data; "
             "write it with tvmq eval --output, with the same --data and --limit"
         )
     return [line.rstrip("\r") for line in lines]
@@ -163,7 +173,7 @@ def check_output(path: Path, inputs: Sequence[Path]) -> None:
 
 
 def write_hypotheses(path: Path, hypotheses: Sequence[str]) -> None:
-    """One translation a line, whole or not at all; InputError where it cannot be written."""
+    """One output a line, whole or not at all; InputError where it cannot be written."""
     lines = (re.sub(r"[\r\n]+", " ", text) + "\n" for text in hypotheses)
     atomic_write(path, "".join(lines))
 
@@ -197,7 +207,7 @@ def score(
         signature=bleu.signature(),
         n=len(references),
         seconds=seconds,
-        hypotheses=tuple(hypotheses),
+        outputs=tuple(hypotheses),
         comparison=found[0].comparison,
         chrf_comparison=found[1].comparison,
     )
@@ -243,6 +253,31 @@ def translate_all(
             outputs[i] = hypotheses[0].text
     progress(phase, len(order), len(order))
     return outputs
+
+
+def evaluate_translator(
+    artifact: Path,
+    data: Path,
+    search: SearchOptions,
+    *,
+    metric: str | None = None,
+    limit: int | None = None,
+    baseline: Path | None = None,
+    progress: Progress = no_progress,
+) -> EvalResult:
+    """``evaluate`` of an artifact, against another one or a file; UsageError for a metric of encoders."""
+    from .runtime import load
+
+    if metric not in (None, "bleu"):
+        raise UsageError(f"--metric {metric} does not fit this model, which translates; take bleu")
+    require("sacrebleu", "eval")
+    with ExitStack() as opened:
+
+        def open_here(path: Path) -> Translator:
+            return opened.enter_context(closing(load(path, threads=search.threads, isa=search.isa)))
+
+        other = open_here(baseline) if baseline is not None and baseline.is_dir() else baseline
+        return evaluate(open_here(artifact), data, search, limit=limit, baseline=other, progress=progress)
 
 
 def evaluate(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Confidence intervals and paired tests of corpus scores by bootstrap resampling (Koehn 2004).
+"""Confidence intervals and paired tests of corpus scores: bootstrap resampling (Koehn 2004), McNemar's test.
 
 A corpus score is a function of sums over sentences (n-gram matches and lengths for BLEU and chrF, right
 answers for an accuracy), so a resample costs one weighted sum, whatever the score. Only NumPy here.
@@ -7,6 +7,7 @@ answers for an accuracy), so a resample costs one weighted sum, whatever the sco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -87,10 +88,30 @@ def score_interval(statistics: Statistics, scores: Scores) -> Interval:
 def compare(system: Statistics, baseline: Statistics, scores: Scores) -> Comparison:
     """Paired bootstrap of two systems; both [n, s], the same sentences in the same order."""
     value, other = (float(scores(s.sum(0, keepdims=True))[0]) for s in (system, baseline))
-    differences = resampled_scores(system, scores) - resampled_scores(baseline, scores)
+    resampled = resampled_scores(system, scores), resampled_scores(baseline, scores)
+    return compare_samples((value, resampled[0]), (other, resampled[1]))
+
+
+def compare_samples(
+    system: tuple[float, NDArray[np.float64]], baseline: tuple[float, NDArray[np.float64]]
+) -> Comparison:
+    """Paired bootstrap of two systems, given score and resampled scores of each on the same draws."""
+    difference, differences = system[0] - baseline[0], system[1] - baseline[1]
     return Comparison(
-        baseline_value=other,
-        difference=value - other,
+        baseline_value=baseline[0],
+        difference=difference,
         interval=percentile_interval(differences),
-        p_value=two_sided_p_value(differences, value - other),
+        p_value=two_sided_p_value(differences, difference),
     )
+
+
+def mcnemar(system: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> float:
+    """Exact two-sided p-value of McNemar's test (1947): where just one of two is right, each is as often.
+
+    Args:
+        system, baseline: bool[n], which answers were right.
+    """
+    only = [int((system & ~baseline).sum()), int((baseline & ~system).sum())]
+    n = sum(only)
+    tail = sum(math.comb(n, i) for i in range(min(only) + 1))
+    return min(1.0, 2 * tail / 2**n)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Line by line through a translator: order kept, results as soon as they exist, errors with line numbers.
+"""Line by line through a model: order kept, results as soon as they exist, errors with line numbers.
 
-Sits between the command line (or any binary stream) and ``tvmq.runtime``.
+Sits between the command line (or any binary stream) and ``tvmq.runtime`` or ``tvmq.encoder``.
 """
 
 from __future__ import annotations
 
 import io
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar, cast
 
 from .errors import InputError
 from .options import SearchOptions
@@ -22,6 +22,7 @@ CHUNK_BYTES = 1 << 16
 MAX_LINE_BYTES = 1 << 20
 """A line beyond this is no sentence; refused before it is all in memory."""
 
+Result = TypeVar("Result")
 Undecodable = Literal["strict", "replace"]
 
 
@@ -89,6 +90,67 @@ def decode(line: bytes, number: int, undecodable: Undecodable) -> str:
         ) from None
 
 
+def map_lines(
+    stream: BinaryIO,
+    size: int,
+    run: Callable[[list[str]], Sequence[Result]],
+    *,
+    undecodable: Undecodable = "strict",
+    empty: Result | None = None,
+) -> Iterator[tuple[int, str, Result]]:
+    """(number, text, result) of every line in order; results before a bad line come before its error.
+
+    Args:
+        stream: lines of text.
+        size: lines given to ``run`` at a time, at most.
+        run: texts without empty ones -> their results.
+        undecodable: what to do with bytes that are not UTF-8.
+        empty: the result of an empty line; None refuses it.
+
+    Raises:
+        InputError: a line that is not UTF-8, or that ``run`` refuses, with its number.
+    """
+    number = 0
+    for batch in read_batches(stream, size):
+        texts: list[tuple[int, str]] = []
+        for line in batch:
+            number += 1
+            try:
+                text = decode(line, number, undecodable)
+                if not text and empty is None:
+                    raise InputError(f"line {number}: empty; every line must hold a text")
+            except InputError:
+                yield from _run_batch(texts, run, empty)
+                raise
+            texts.append((number, text))
+        yield from _run_batch(texts, run, empty)
+
+
+def _run_batch(
+    lines: list[tuple[int, str]], run: Callable[[list[str]], Sequence[Result]], empty: Result | None
+) -> Iterator[tuple[int, str, Result]]:
+    filled = [text for _, text in lines if text]
+    try:
+        results = iter(run(filled) if filled else [])
+    except InputError:
+        yield from _one_by_one(lines, run, empty)
+        return
+    for number, text in lines:
+        yield number, text, next(results) if text else cast(Result, empty)
+
+
+def _one_by_one(
+    lines: list[tuple[int, str]], run: Callable[[list[str]], Sequence[Result]], empty: Result | None
+) -> Iterator[tuple[int, str, Result]]:
+    """After a batch was refused: the lines before the culprit, then its error with the line number."""
+    for number, text in lines:
+        try:
+            result = run([text])[0] if text else cast(Result, empty)
+        except InputError as error:
+            raise InputError(f"line {number}: {error}") from None
+        yield number, text, result
+
+
 def translate_lines(
     translator: Translator,
     stream: BinaryIO,
@@ -97,51 +159,11 @@ def translate_lines(
     n_best: int = 1,
     undecodable: Undecodable = "strict",
 ) -> Iterator[LineResult]:
-    """Translate a stream of lines in order; every result before a bad line is given before the error.
+    """Translate a stream of lines, as ``map_lines``; an empty line has no hypotheses."""
 
-    Raises:
-        InputError: a line that is not UTF-8 or that the model cannot take, with its number.
-    """
-    number = 0
-    for batch in read_batches(stream, search.batch_size):
-        texts: list[tuple[int, str]] = []
-        for line in batch:
-            number += 1
-            try:
-                texts.append((number, decode(line, number, undecodable)))
-            except InputError:
-                yield from _translate_batch(translator, texts, search, n_best)
-                raise
-        yield from _translate_batch(translator, texts, search, n_best)
+    def run(texts: list[str]) -> list[tuple[Hypothesis, ...]]:
+        return [tuple(best) for best in translator.translate(texts, n_best=n_best, **search.generation())]
 
-
-def _translate_batch(
-    translator: Translator, lines: list[tuple[int, str]], search: SearchOptions, n_best: int
-) -> Iterator[LineResult]:
-    filled = [text for _, text in lines if text]
-    try:
-        results = iter(_translate(translator, filled, search, n_best) if filled else [])
-    except InputError:
-        yield from _one_by_one(translator, lines, search, n_best)
-        return
-    for number, text in lines:
-        hypotheses = tuple(next(results)) if text else ()
+    lines = map_lines(stream, search.batch_size, run, undecodable=undecodable, empty=())
+    for number, text, hypotheses in lines:
         yield LineResult(number=number, source=text, hypotheses=hypotheses)
-
-
-def _one_by_one(
-    translator: Translator, lines: list[tuple[int, str]], search: SearchOptions, n_best: int
-) -> Iterator[LineResult]:
-    """After a batch was refused: the lines before the culprit, then its error with the line number."""
-    for number, text in lines:
-        try:
-            hypotheses = tuple(_translate(translator, [text], search, n_best)[0]) if text else ()
-        except InputError as error:
-            raise InputError(f"line {number}: {error}") from None
-        yield LineResult(number=number, source=text, hypotheses=hypotheses)
-
-
-def _translate(
-    translator: Translator, texts: list[str], search: SearchOptions, n_best: int
-) -> list[list[Hypothesis]]:
-    return translator.translate(texts, n_best=n_best, **search.generation())

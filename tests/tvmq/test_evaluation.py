@@ -105,7 +105,7 @@ def test_hypotheses_of_one_run_are_the_baseline_of_another(tmp_path: Path) -> No
     data, lines = write_data(tmp_path), tmp_path / "worse.txt"
     worse = Echo(**{text: "the cat sat on nothing at all" for text in SENTENCES[:2]})
     first = evaluate(worse, data, SearchOptions())
-    write_hypotheses(lines, first.hypotheses)
+    write_hypotheses(lines, first.outputs)
     result = evaluate(Echo(), data, SearchOptions(), baseline=lines)
     assert result.comparison == evaluate(Echo(), data, SearchOptions(), baseline=worse).comparison
     assert result.comparison is not None

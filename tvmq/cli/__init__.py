@@ -21,10 +21,12 @@ from tvmq import __version__
 from tvmq.errors import InputError, TvmqError, UsageError
 
 from .compile import compile_model
+from .encode import classify, embed, tag
+from .evaluate import evaluate
 from .plan import plan
 from .quantize import quantize_model
 from .report import report
-from .reports import bench, doctor, evaluate, inspect, targets, verify
+from .reports import bench, doctor, inspect, targets, verify
 from .retrain import retrain
 from .translate import translate
 from .ui import Ui
@@ -45,6 +47,9 @@ app.command("plan")(plan)
 app.command("quantize")(quantize_model)
 app.command("retrain")(retrain)
 app.command("translate")(translate)
+app.command("embed")(embed)
+app.command("classify")(classify)
+app.command("tag")(tag)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("inspect")(inspect)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from tvmq.errors import UsageError
-from tvmq.options import CompileOptions, Tables
+from tvmq.options import CompileOptions, PoolingOptions, Tables
 
 from .options import (
     MB,
@@ -40,6 +40,14 @@ IsaLevels = Annotated[
     str | None, typer.Option("--isa", metavar="LEVELS", help="Exactly these ISA levels, comma-separated.")
 ]
 TablesOption = Annotated[Tables, typer.Option("--tables", help="int8 is fast, exact computes in FP32.")]
+PoolingKind = Annotated[
+    Literal["mean", "cls"] | None,
+    typer.Option("--pooling", help="Of embeddings: mean of the tokens, or the first [default: the model's]"),
+]
+Normalize = Annotated[
+    bool | None,
+    typer.Option("--normalize/--no-normalize", help="Embeddings of unit length [default: the model's]"),
+]
 DumpIr = Annotated[Path | None, typer.Option("--dump-ir", help="Folder for the IR after each phase.")]
 
 
@@ -62,6 +70,8 @@ def compile_model(
     mode: Mode = "float",
     activation_block: ActivationBlock = None,
     calibration: CalibrationFile = None,
+    pooling: PoolingKind = None,
+    normalize: Normalize = None,
     dump_ir: DumpIr = None,
     dry_run: DryRun = False,
     force: Force = False,
@@ -69,7 +79,7 @@ def compile_model(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Compile a model into a folder that translates by itself."""
+    """Compile a model into a folder that runs by itself."""
     from tvmq import api
 
     ui = Ui.start(json=json_output, verbose=verbose, quiet=quiet)
@@ -100,6 +110,7 @@ def compile_model(
         isa_levels=tuple(isa.split(",")) if isa else None,
         tables=tables,
         dump_ir=dump_ir,
+        pooling=PoolingOptions(kind=pooling, normalize=normalize),
         force=force,
     )
     start = time.perf_counter()

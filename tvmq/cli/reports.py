@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs that report: eval, bench, inspect, verify, targets, doctor. Flags in, table or JSON out."""
+"""The verbs that report: bench, inspect, verify, targets, doctor. Flags in, table or JSON out."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -27,72 +27,7 @@ from .ui import (
     facts_table,
 )
 
-if TYPE_CHECKING:
-    from tvmq.significance import Comparison
-
 MB = 1e6
-
-
-def evaluate(
-    artifact: Artifact,
-    data: Annotated[Path, typer.Option("--data", help="UTF-8 lines of source TAB reference.")],
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first sentences.")] = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option("--baseline", help="Another artifact, or a file with a translation a line, to compare."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File for the translations; a later --baseline.")
-    ] = None,
-    beam: Beam = 4,
-    length_penalty: LengthPenalty = 1.0,
-    max_length: MaxLength = None,
-    batch_size: BatchSize = 16,
-    threads: Threads = 1,
-    isa: Isa = None,
-    json_output: Json = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-) -> None:
-    """Score translations against references, BLEU and chrF (sacrebleu), and test against a baseline."""
-    from tvmq import api
-
-    ui = Ui.start(json=json_output, verbose=verbose, quiet=quiet)
-    search = SearchOptions(
-        beam=beam,
-        length_penalty=length_penalty,
-        max_length=max_length,
-        batch_size=batch_size,
-        threads=threads,
-        isa=isa,
-    )
-    with ui.progress() as progress:
-        result = api.evaluate(
-            artifact, data, search, limit=limit, baseline=baseline, output=output, progress=progress
-        )
-    rows: dict[str, str] = {}
-    for name, value, interval, comparison in (
-        ("BLEU", result.value, result.value_interval, result.comparison),
-        ("chrF", result.chrf, result.chrf_value_interval, result.chrf_comparison),
-    ):
-        rows[name] = f"{value:.2f} (95 %: {_interval(interval)})"
-        if comparison is not None:
-            rows[f"{name} - baseline"] = _against(comparison)
-    rows["sentences"] = f"{result.n} in {result.seconds:.1f} s"
-    rows["signature"] = result.signature
-    ui.result(result.to_json(), facts_table(rows))
-
-
-def _interval(interval: tuple[float, float], sign: str = "") -> str:
-    low, high = interval
-    return f"{low:{sign}.2f} to {high:{sign}.2f}"
-
-
-def _against(comparison: Comparison) -> str:
-    return (
-        f"{comparison.difference:+.2f} (95 %: {_interval(comparison.interval, '+')}), "
-        f"p = {comparison.p_value:.4f}, baseline {comparison.baseline_value:.2f}"
-    )
 
 
 def bench(

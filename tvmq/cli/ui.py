@@ -35,6 +35,9 @@ LengthPenalty = Annotated[float, typer.Option("--length-penalty", help="Scores a
 MaxLength = Annotated[
     int | None, typer.Option("--max-length", min=1, help="Longest output in tokens [default: the model's]")
 ]
+Truncate = Annotated[
+    bool, typer.Option("--truncate", help="Cut texts that are too long instead of refusing them.")
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Sentences translated together.")]
 
 
