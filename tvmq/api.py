@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .coding import QuantizeReport
     from .diagnosis import Check, TargetInfo
     from .encoder import Encoder
+    from .encoder_benchmark import EncoderBenchResult
     from .encoder_evaluation import EncoderEvalResult
     from .evaluation import EvalResult
     from .measured_plan import AllocationReport
@@ -334,7 +335,7 @@ def evaluate(
     return result
 
 
-def bench(artifact: Path | str, options: BenchOptions = BenchOptions()) -> BenchResult:
+def bench(artifact: Path | str, options: BenchOptions = BenchOptions()) -> BenchResult | EncoderBenchResult:
     """Speed and memory of an artifact, measured in a process of its own; see ``tvmq.benchmark``."""
     check_installation()
     from .artifact import open_artifact

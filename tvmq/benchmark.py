@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from .artifact import open_artifact
+from .encoder_benchmark import EncoderBenchResult, measure_encoder
 from .errors import InputError, MissingToolError, TvmqError, UsageError, VerificationError
+from .loading import use_of
 from .options import BenchOptions
 
 if TYPE_CHECKING:
@@ -67,8 +70,8 @@ class _Job:
     options: BenchOptions
 
 
-def bench(artifact: Path, options: BenchOptions) -> BenchResult:
-    """Measure an artifact in a process of its own.
+def bench(artifact: Path, options: BenchOptions) -> BenchResult | EncoderBenchResult:
+    """Measure an artifact in a process of its own: a translation model or an encoder.
 
     Raises:
         UsageError: options that contradict each other.
@@ -77,12 +80,13 @@ def bench(artifact: Path, options: BenchOptions) -> BenchResult:
     import msgspec
 
     _check(options)
+    encodes = use_of(open_artifact(artifact)) == "encode"
     job = msgspec.json.encode(_Job(artifact=str(artifact), options=options), enc_hook=str)
     command = [sys.executable, "-m", "tvmq.benchmark"]
     child = subprocess.run(command, input=job, capture_output=True, check=False)
     if child.returncode:
         raise _child_error(child.returncode, child.stderr.decode("utf-8", "replace"))
-    return msgspec.json.decode(child.stdout, type=BenchResult)
+    return msgspec.json.decode(child.stdout, type=EncoderBenchResult if encodes else BenchResult)
 
 
 def _check(options: BenchOptions) -> None:
@@ -142,14 +146,14 @@ def _workload(
     """(one timed pass, its number of sentences): texts where there are texts, else random token ids."""
     arguments = options.search.generation()
     if options.input is not None:
-        texts = _read_sources(options.input, options.sentences)
+        texts = read_sources(options.input, options.sentences)
         return lambda: translator.translate(texts, **arguments), len(texts)
     ids = random_sources(translator, options)
     length = options.forced_length
     return lambda: translator.translate_ids(ids, forced_length=length, **arguments), len(ids)
 
 
-def _read_sources(path: Path, limit: int) -> list[str]:
+def read_sources(path: Path, limit: int) -> list[str]:
     """The first sentences of a text file, or of the first column of a TSV."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -181,7 +185,9 @@ def main() -> int:
 
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=_Job, dec_hook=lambda kind, value: kind(value))
     try:
-        result = measure(Path(job.artifact), job.options)
+        path = Path(job.artifact)
+        encodes = use_of(open_artifact(path)) == "encode"
+        result = measure_encoder(path, job.options) if encodes else measure(path, job.options)
     except TvmqError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

@@ -197,7 +197,7 @@ def score_cosines(
     baseline: Sequence[str] | None = None,
     seconds: float = 0.0,
 ) -> EncoderEvalResult:
-    """Spearman's rank correlation of cosines with human scores, with bootstrap interval and paired bootstrap."""
+    """Spearman's rank correlation of cosines with human scores, with interval and paired bootstrap."""
     wanted = _numbers(gold, "the data")
     found = _numbers(outputs, "the outputs")
     others = None if baseline is None else _numbers(baseline, "the baseline")

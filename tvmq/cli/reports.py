@@ -36,7 +36,9 @@ def bench(
         Path | None, typer.Option("--input", "-i", help="Text or TSV (first column) instead of random ids.")
     ] = None,
     sentences: Annotated[int, typer.Option("--sentences", min=1, help="How many sentences.")] = 32,
-    source_tokens: Annotated[int, typer.Option("--source-tokens", min=1, help="Tokens a source.")] = 20,
+    source_tokens: Annotated[
+        int, typer.Option("--source-tokens", "--length", min=1, help="Tokens a random text.")
+    ] = 20,
     forced_length: Annotated[
         int, typer.Option("--forced-length", min=1, help="Tokens to generate per random source.")
     ] = 24,
@@ -54,6 +56,7 @@ def bench(
 ) -> None:
     """Measure speed and memory in a fresh process, on text or on random ids of fixed lengths."""
     from tvmq import api
+    from tvmq.encoder_benchmark import EncoderBenchResult
 
     ui = Ui.start(json=json_output, verbose=verbose, quiet=quiet)
     options = BenchOptions(
@@ -73,10 +76,11 @@ def bench(
         seed=seed,
     )
     result = api.bench(artifact, options)
+    what = result.function if isinstance(result, EncoderBenchResult) else f"beam {result.beam}"
     above = result.peak_rss_mb - result.baseline_rss_mb
     rows = {
         "speed": f"{result.tokens_per_s:,.0f} tokens per second, {result.ms_per_sentence:.1f} ms a sentence",
-        "setting": f"threads {result.threads}, beam {result.beam}, batch {result.batch}, median of {rounds}",
+        "setting": f"threads {result.threads}, {what}, batch {result.batch}, median of {rounds}",
         "memory": f"{result.peak_rss_mb:.0f} MB peak, {above:.0f} MB above the bare interpreter",
         "weights": f"{result.weights_mb:.1f} MB",
         "ran on": f"{result.isa} of {result.cpu}",
