@@ -22,7 +22,7 @@ from .allocated_plan import Allocation, Budget, allocate
 from .calibration import calibrate
 from .checkpoint import Checkpoint, read_frequencies
 from .errors import UsageError
-from .families import TensorInfo, get_family
+from .families import TensorInfo, translation_family
 from .model_plan import PlanReport, other_params, report_plan
 from .options import AllocationOptions, Progress, no_progress
 from .planning import overridden_bits
@@ -124,7 +124,7 @@ def allocate_model(
     """
     _check(options)
     checkpoint = Checkpoint.open(model)
-    family = get_family(checkpoint.config)
+    family = translation_family(checkpoint.config, "tvmq plan")
     tensors = family.tensors(family.read_config(checkpoint.config))
     with tempfile.TemporaryDirectory(prefix="tvmq-plan-") as scratch:
         calibration = _calibration(model, options, Path(scratch), progress)

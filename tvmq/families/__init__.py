@@ -9,7 +9,7 @@ from tvmq.errors import InputError
 
 from .family import Family, TensorInfo
 
-__all__ = ["FAMILIES", "Family", "TensorInfo", "get_family"]
+__all__ = ["FAMILIES", "Family", "TensorInfo", "get_family", "translation_family"]
 
 FAMILIES = ("bert", "distilbert", "marian", "roberta")
 """Names of the families, which are values of ``model_type``."""
@@ -38,3 +38,11 @@ def get_family(config: dict[str, Any]) -> Family:
             raise InputError(f"config.json names no model_type; known architectures: {', '.join(FAMILIES)}")
         case other:
             raise InputError(f"unknown architecture {other!r}; known architectures: {', '.join(FAMILIES)}")
+
+
+def translation_family(config: dict[str, Any], what: str) -> Family:
+    """As ``get_family``; InputError, which says what is not possible, for models that do not translate."""
+    family = get_family(config)
+    if family.task != "translate":
+        raise InputError(f"{what} works with translation models only so far, and {family.name} is an encoder")
+    return family

@@ -20,7 +20,7 @@ from tvmq.calibration import calibration_of
 from tvmq.checkpoint import Checkpoint
 from tvmq.coded_checkpoint import coded_folder, fill_coded
 from tvmq.errors import InputError, MissingToolError, UsageError
-from tvmq.families import get_family
+from tvmq.families import translation_family
 from tvmq.model_plan import plan_model
 from tvmq.options import PlanOptions, Progress, no_progress
 from tvmq.quantization import quantize_model
@@ -149,7 +149,7 @@ def retrain_model(
     torch.manual_seed(options.seed)
     with coded_folder(output, model, force) as staging:
         checkpoint = Checkpoint.open(model)
-        family = get_family(checkpoint.config)
+        family = translation_family(checkpoint.config, "tvmq retrain")
         loaded = family.load(checkpoint)
         dtype = getattr(torch, options.dtype)
         teacher, student = (
