@@ -97,3 +97,82 @@ def compiled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def encoder_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``encoder_model("BertForSequenceClassification", id2label={0: "a", 1: "b"})``: a folder, made once.
+
+    A random model as transformers saves it, with a tokenizer: 2 layers, width 32, 4 heads, 128 pieces, 24
+    positions. Keywords change the config.
+    """
+    import shutil
+
+    from benchmarks.make_bert import BertShape, write_bert
+
+    made: dict[str, Path] = {}
+    shape = BertShape(layers=1, width=32, ffn=48, heads=4, vocabulary=128, positions=24)
+    base = write_bert(tmp_path_factory.mktemp("tokenizer") / "bert", shape=shape)
+
+    def make(architecture: str, **changes: Any) -> Path:
+        key = f"{architecture} {sorted(changes.items())}"
+        if key not in made:
+            folder = tmp_path_factory.mktemp("encoder") / architecture
+            _save_random_encoder(architecture, folder, changes)
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copyfile(base / name, folder / name)
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
+def _save_random_encoder(architecture: str, folder: Path, changes: dict[str, Any]) -> None:
+    import torch
+    import transformers
+
+    stem = architecture.partition("For")[0].removesuffix("Model")
+    sizes: dict[str, Any] = {"vocab_size": 128, "max_position_embeddings": 24}
+    if stem == "DistilBert":
+        sizes |= {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
+    else:
+        sizes |= {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+        }
+    config = getattr(transformers, f"{stem}Config")(**sizes | changes)
+    model = getattr(transformers, architecture)(config).eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            noise = torch.randn(tensor.shape, generator=generator)
+            if tensor.ndim == 2:
+                tensor.copy_(noise / tensor.shape[-1] ** 0.5)
+            else:
+                tensor.copy_(0.2 * noise + (1.0 if name.lower().endswith("norm.weight") else 0.0))
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def compiled_encoder(
+    encoder_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """``compiled_encoder("BertModel", "fp32", pooling=PoolingOptions(...))``: the artifact, made once."""
+    from tvmq import api
+    from tvmq.options import CompileOptions, PlanOptions
+
+    made: dict[str, Path] = {}
+    folder = tmp_path_factory.mktemp("compiled-encoders")
+
+    def make(architecture: str, preset: str = "fp32", **options: Any) -> Path:
+        key = f"{architecture} {preset} {sorted(options.items())}"
+        if key not in made:
+            path = folder / f"{len(made)}.tvmq"
+            plan = PlanOptions(preset=preset)
+            api.compile(encoder_model(architecture), path, CompileOptions(plan=plan, **options))
+            made[key] = path
+        return made[key]
+
+    return make

@@ -169,8 +169,20 @@ class Encoder:
             if not all(part.strip() for part in (first, second) if part is not None):
                 raise InputError(f"text {number} is empty; leave it out")
             found.append(self.tokenizer.tokens(first, second, limit=limit))
-        self._check(found)
+        self.check(found)
         return found
+
+    def check(self, texts: Sequence[Tokens]) -> None:
+        """InputError for a text longer than the model's positions, or with ids that are not the model's."""
+        longest, words = (int(self.manifest.architecture[name]) for name in ("max_tokens", "vocab"))
+        for number, text in enumerate(texts, 1):
+            if len(text) > longest:
+                raise InputError(
+                    f"text {number} has {len(text)} tokens, the model takes at most {longest}; split it, or "
+                    "have it cut with --truncate"
+                )
+            if not text.ids or not 0 <= min(text.ids) <= max(text.ids) < words:
+                raise InputError(f"text {number} gives no tokens of this model; use the model's tokenizer")
 
     def run(
         self, function: str, texts: Sequence[Tokens], *, batch_size: int = 32
@@ -179,7 +191,7 @@ class Encoder:
 
         Args:
             function: one of the library's functions.
-            texts: made by ``tokenize``.
+            texts: made by ``tokenize``, or passed by ``check``.
             batch_size: texts of a batch, at most.
         """
         if batch_size < 1:
@@ -216,17 +228,6 @@ class Encoder:
         """All rows of ``run``, float32[rows, width]."""
         rows = self.run(function, tokens, batch_size=batch_size)
         return np.concatenate([np.zeros((0, width), np.float32), *rows])
-
-    def _check(self, texts: Sequence[Tokens]) -> None:
-        longest, words = (int(self.manifest.architecture[name]) for name in ("max_tokens", "vocab"))
-        for number, text in enumerate(texts, 1):
-            if len(text) > longest:
-                raise InputError(
-                    f"text {number} has {len(text)} tokens, the model takes at most {longest}; split it, or "
-                    "have it cut with --truncate"
-                )
-            if not text.ids or not 0 <= min(text.ids) <= max(text.ids) < words:
-                raise InputError(f"text {number} gives no tokens of this model; use the model's tokenizer")
 
     def _best(self, row: NDArray[np.float32]) -> tuple[str, float]:
         best = int(row.argmax())

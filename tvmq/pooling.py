@@ -17,7 +17,12 @@ from .store import read_json, read_json_object, show
 PoolKind = Literal["mean", "cls"]
 MODULES, SETTINGS = "modules.json", "sentence_bert_config.json"
 _MAX_BYTES = 1 << 20
-_MODES: dict[str, PoolKind] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+_MODES: dict[str, PoolKind] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean": "mean",
+    "pooling_mode_cls": "cls",
+}
 _OVERRIDE = "choose with --pooling mean or cls, and --normalize or --no-normalize"
 
 
@@ -64,8 +69,10 @@ def _from_modules(folder: Path, kind: PoolKind | None) -> Pooling:
     known = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
     if types not in known:
         found = ", ".join(show(name) for name in types)
-        raise InputError(f"{path}: the steps {found} are not supported, only {' and '.join(map(str, known))} "
-                         f"are ({_OVERRIDE})")  # fmt: skip
+        raise InputError(
+            f"{path}: the steps {found} are not supported, only Transformer, Pooling and Normalize are "
+            f"({_OVERRIDE})"
+        )
     chosen = _kind(_step_folder(path, cast("dict[str, Any]", steps[1]))) if kind is None else kind
     return Pooling(kind=chosen, normalize="Normalize" in types)
 
@@ -82,8 +89,11 @@ def _kind(folder: Path) -> PoolKind:
     path = folder / "config.json"
     config = read_json_object(path, _MAX_BYTES)
     chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+    if isinstance(config.get("pooling_mode"), str):  # one name instead of a flag for each
+        chosen = [f"pooling_mode_{config['pooling_mode']}"]
     if len(chosen) != 1 or chosen[0] not in _MODES:
         found = ", ".join(show(key) for key in chosen) or "none"
-        raise InputError(f"{path}: the pooling modes {found} are not supported, only one of "
-                         f"{' and '.join(_MODES)} is ({_OVERRIDE})")  # fmt: skip
+        raise InputError(
+            f"{path}: the pooling modes {found} are not supported, only mean or cls alone is ({_OVERRIDE})"
+        )
     return _MODES[chosen[0]]
