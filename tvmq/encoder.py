@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from . import encoder_selftest, vm
 from .artifact import Artifact, Manifest, verify_files
 from .encoding import EncodingModel
-from .errors import InputError, UsageError
+from .errors import InputError, UsageError, VerificationError
 from .loading import open_checked, require_use
 from .machine import return_freed_memory
 from .text_tokenizer import TextTokenizer, Tokens
 
 Text = str | tuple[str, str]
 """A text, or two that belong together (a question and its answer, a premise and a conclusion)."""
+_HEADS = {"classify": "labels texts; classify with it", "tag": "labels tokens; tag with it"}
 BATCH_TOKENS = 1024
 """Tokens of one call of the library: more gain no speed and take memory."""
 
@@ -76,12 +77,30 @@ def load(path: Path | str, *, threads: int = 1, isa: str | None = None) -> Encod
     opened = open_checked(path, threads=threads, isa=isa)
     artifact = opened.artifact
     require_use(artifact, "encode")
+    _check_manifest(artifact)
     verify_files(artifact, [name for name in artifact.manifest.files if name.startswith("tokenizer/")])
     tokenizer = TextTokenizer.open(artifact.path / "tokenizer")
     model = EncodingModel(artifact, opened.library)
     return_freed_memory()  # reading the tokenizer takes more than it keeps
     encoder_selftest.check(artifact, model, opened.isa)
     return Encoder(artifact, opened.isa, model, tokenizer)
+
+
+def _check_manifest(artifact: Artifact) -> None:
+    """VerificationError for figures, labels and functions that do not go together."""
+    manifest = artifact.manifest
+    figures, functions = manifest.architecture, manifest.weights.parameters
+    wanted = {"head": ("", *_HEADS), "scores": ("", "softmax", "sigmoid", "none")}
+    problems = [name for name, known in wanted.items() if figures.get(name) not in known]
+    limit = figures.get("text_limit")
+    problems += ["text_limit"] if type(limit) is not int or limit < 1 else []
+    head = figures.get("head")
+    problems += ["labels"] if bool(manifest.labels) != bool(head) else []
+    problems += [f"function {name}" for name in ("embed", head) if name and name not in functions]
+    if problems:
+        raise VerificationError(
+            f"{artifact.path}: the manifest describes no encoder ({problems[0]}; compile the model again)"
+        )
 
 
 class Encoder:
@@ -204,9 +223,8 @@ class Encoder:
     def require_head(self, head: str) -> None:
         """InputError where the model has no ``classify`` or ``tag`` head, naming what it has."""
         if self.head != head:
-            what = {"classify": "labels texts", "tag": "labels tokens"}.get(self.head, "has no labels")
-            hint = {"classify": "classify with it", "tag": "tag with it"}.get(self.head, "embed with it")
-            raise InputError(f"{self._artifact.path}: this model {what}; {hint}")
+            what = _HEADS.get(self.head, "has no labels; embed with it")
+            raise InputError(f"{self._artifact.path}: this model {what}")
 
     def close(self) -> None:
         """Frees the library and its buffers; the object cannot encode any more."""

@@ -61,7 +61,14 @@ def check(artifact: Artifact, model: EncodingModel, isa: str) -> None:
     if not (isinstance(answers, dict) and answers.keys() <= set(model.functions) and _sound(texts, model)):
         raise VerificationError(f"{artifact.path}: {SELF_TEST} is none of this model (compile it again)")
     for name, wanted in answers.items():
-        found = _watched(_run(model, name, texts))
+        result = _run(model, name, texts)
+        columns = model.width if name == "embed" else len(artifact.manifest.labels)
+        if result.shape[1] != columns:
+            raise VerificationError(
+                f"{artifact.path}: {name} gives {result.shape[1]} columns, the manifest says {columns} "
+                "(compile the model again)"
+            )
+        found = _watched(result)
         largest = max(1e-6, *map(abs, wanted))
         if len(found) != len(wanted) or not np.allclose(found, wanted, rtol=0, atol=TOLERANCE * largest):
             raise VerificationError(

@@ -106,8 +106,11 @@ def inspect(artifact: Artifact, json_output: Json = False, verbose: Verbose = 0)
         "word bits": ", ".join(words) or "the same for all",
         "ISA levels": ", ".join(value["isa_levels"]),
         "tables": str(value["tables"]),
+        "family": str(value["family"]),
         "model": _model_line(value["model"]),
     }
+    if value["labels"]:
+        rows["labels"] = ", ".join(value["labels"])
     ui.result(value, facts_table(rows), "", table)
 
 
