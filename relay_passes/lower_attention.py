@@ -2,7 +2,8 @@
 """LowerAttention: the ``tvmq.*_attention`` calls become kernels, caches written in place.
 
 Before: ``call_dps_packed("tvmq.cached_attention", ...)``. After: ``call_tir_inplace`` of ``attention``
-(ragged and cross: ``call_tir``), with the table of the result inside where one follows.
+(cross: ``call_tir``), with the table of the result inside where one follows. Attention within sentences
+becomes ``call_tir`` of ``ragged_attention``, whose last output is its work space.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from schedules.attention import AttentionSpec, Kind, attention
+from schedules.ragged_attention import RaggedSpec, ragged_attention, work_columns
 
 from .lower_norm import TableTaking
 from .lowering import float_type, table_types
 
+RAGGED = "tvmq.ragged_attention"
 _KINDS: dict[str, Kind] = {
-    "tvmq.ragged_attention": "ragged",
     "tvmq.cached_attention": "cached",
     "tvmq.cross_attention": "cross",
 }
@@ -43,22 +45,34 @@ class _AttentionLowering(TableTaking):
         call = self.visit_expr_post_order(call)
         if getattr(call.op, "name", "") != "relax.call_dps_packed":
             return call
-        kind = _KINDS.get(str(call.args[0].global_symbol))
-        if kind is None:
+        symbol = str(call.args[0].global_symbol)
+        if symbol != RAGGED and symbol not in _KINDS:
             return call
         *tensors, heads = list(call.args[1])
         rows, width = tensors[0].ty.shape[0], int(tensors[0].ty.shape[1])
         layout, tables = (None, "int8") if follower is None else follower[1:]
-        spec = AttentionSpec(kind=kind, heads=int(heads.value), width=width, table=layout, tables=tables)
-        kernel = self.kernel(spec, f"{kind}_attention", lambda: attention(spec))
+        facts: dict[str, Any] = {"heads": int(heads.value), "width": width, "table": layout, "tables": tables}
         types = [float_type(rows, width)]
         if layout is not None:
             types += table_types(rows, layout, tables)
-        emit = self._cached if kind == "cached" else self.call
-        y, *table = emit(kernel, tensors, types)
+        if symbol == RAGGED:
+            y, *table = self._ragged(RaggedSpec(**facts), tensors, types)
+        else:
+            y, *table = self._rows(AttentionSpec(kind=_KINDS[symbol], **facts), tensors, types)
         if follower is not None:
             self.take(follower[0], table)
         return y
+
+    def _ragged(self, spec: RaggedSpec, tensors: list[Any], types: list[Any]) -> list[Any]:
+        """Emits the call; returns the outputs without the work space."""
+        kernel = self.kernel(spec, "ragged_attention", lambda: ragged_attention(spec))
+        work = float_type(spec.work_rows, work_columns(tensors[0].ty.shape[0]))
+        return self.call(kernel, tensors, [*types, work])[:-1]
+
+    def _rows(self, spec: AttentionSpec, tensors: list[Any], types: list[Any]) -> list[Any]:
+        kernel = self.kernel(spec, f"{spec.kind}_attention", lambda: attention(spec))
+        emit = self._cached if spec.kind == "cached" else self.call
+        return emit(kernel, tensors, types)
 
     def _cached(self, kernel: Any, tensors: list[Any], types: list[Any]) -> list[Any]:
         """Emits the in-place call; returns the outputs without the caches."""

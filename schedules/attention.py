@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Softmax attention without padding: within sentences, over decoder caches, over encoder memory.
+"""Softmax attention of single rows: over decoder caches, and over encoder memory.
 
-All three walk keys and values in blocks of 16 with a running maximum (online softmax), so no score
-matrix exists. ``cached`` first writes the new key and value into the caches, in place.
+Both walk keys and values in blocks of 16 with a running maximum (online softmax), so no score matrix
+exists. ``cached`` first writes the new key and value into the caches, in place. Whole sentences:
+``ragged_attention``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .packing import ColumnLayout
 from .table_output import TableOutput
 from .tir import LANES, KernelBuilder, T, body, fsplat, load, put, scratch, splat, store, times
 
-Kind = Literal["ragged", "cached", "cross"]
+Kind = Literal["cached", "cross"]
 LOWEST = -3.0e38
 
 
@@ -58,35 +59,17 @@ def reference(
 def attention(spec: AttentionSpec, name: str = "attention") -> Any:
     """PrimFunc of one attention.
 
-    ragged: (q[T, D], k[T, D], v[T, D], offsets[B + 1], out[T, D]);
     cached: (q, k, v [m, D], k_cache, v_cache [slots, Tmax, D], position[m], ancestry[m, Tmax], out);
     cross: (q[m, D], k[T, D], v[T, D], offsets[B + 1], sentences[m], out). Then table, scale, sums if any.
     """
     kernel = KernelBuilder(name)
     with kernel.define():
         match spec.kind:
-            case "ragged":
-                _ragged(kernel, spec)
             case "cached":
                 _cached(kernel, spec)
             case "cross":
                 _cross(kernel, spec)
     return kernel.result
-
-
-def _ragged(kernel: KernelBuilder, spec: AttentionSpec) -> None:
-    tokens, starts = T.int64(), T.int64()
-    q, k, v = (kernel.param(n, (tokens, spec.width)) for n in "qkv")
-    offsets = kernel.param("offsets", (starts,), "int32")
-    out = kernel.param("out", (tokens, spec.width))
-    table = TableOutput.declare(kernel, tokens, spec.table, spec.tables)
-    with body([out, *table.buffers], [q, k, v, offsets]), T.serial(0, starts - 1) as s:
-        first = T.Bind(T.Cast("int64", offsets[s]))
-        count = T.Bind(T.Cast("int64", offsets[s + 1]) - first)
-        with T.parallel(0, count) as i:
-            row = T.Bind(first + i)
-            _emit_row(spec, q, row, count, lambda t: (k, (first + t,)), lambda t: (v, (first + t,)), out)
-            table.emit(out, row)
 
 
 def _cached(kernel: KernelBuilder, spec: AttentionSpec) -> None:
@@ -127,11 +110,11 @@ def _cross(kernel: KernelBuilder, spec: AttentionSpec) -> None:
 
 
 def _copy_row(source: Any, row: Any, target: Any, where: tuple[Any, ...], width: int) -> None:
-    for start, lanes in _pieces(width):
+    for start, lanes in pieces_of(width):
         store(target, (*where, start), load(source, (row, start), lanes), lanes)
 
 
-def _pieces(width: int) -> list[tuple[int, int]]:
+def pieces_of(width: int) -> list[tuple[int, int]]:
     """(start, lanes) that cover ``width`` columns with vectors of 16, 8, 4, 2 and 1."""
     pieces, start = [], 0
     for lanes in (LANES, 8, 4, 2, 1):
@@ -146,7 +129,7 @@ Place = Callable[[Any], tuple[Any, tuple[Any, ...]]]
 
 def _emit_row(spec: AttentionSpec, q: Any, row: Any, count: Any, key: Place, value: Place, out: Any) -> None:
     """One row over ``count`` keys and values, head by head."""
-    pieces = _pieces(spec.head_width)
+    pieces = pieces_of(spec.head_width)
     with T.serial(0, spec.heads) as head:
         base = T.Bind(head * spec.head_width)
         scores, top, weight = scratch((LANES,)), scratch((1,)), scratch((1,))

@@ -12,6 +12,7 @@ from relay_passes.lower_linear import LowerLinear
 from schedules.attention import AttentionSpec, attention
 from schedules.lut_gemm import LutSpec, Segment, lut_gemm
 from schedules.packing import ColumnLayout
+from schedules.ragged_attention import RaggedSpec, ragged_attention
 from targets import get_target
 
 TARGET = get_target("x86_64_v3")
@@ -37,10 +38,17 @@ HEADS = relax.prim_value(4)
 
 def test_ragged(graph: Any, apply: Any, same: Any) -> None:
     before = graph(RAGGED, {}, lambda g, *a: g.external("tvmq.ragged_attention", [*a, HEADS], a[0]))
-    kernel = attention(AttentionSpec(kind="ragged", heads=4, width=32))
-    expected = graph(
-        RAGGED, {}, lambda g, *a: g.kernel(kernel, "ragged_attention", list(a), "float32[t, 32]")[0]
-    )
+    kernel = ragged_attention(RaggedSpec(heads=4, width=32))
+
+    def body(g: Any, *a: Any) -> Any:
+        tokens = a[0].ty.shape[0]
+        types = [a[0].ty, relax.TensorType([32 + 4 * 4, tokens + 16], "float32")]
+        called = g.builder.emit(
+            relax.op.call_tir(g.builder.add_func(kernel, "ragged_attention"), list(a), types)
+        )
+        return g.builder.emit(relax.TupleGetItem(called, 0))
+
+    expected = graph(RAGGED, {}, body)
     after = apply(before, LowerAttention())
     same(after, expected)
     same(apply(after, LowerAttention()), expected)

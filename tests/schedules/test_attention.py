@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention over sentences, caches and encoder memory equals a plain softmax in double precision."""
+"""Attention over caches and encoder memory equals a plain softmax in double precision."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,15 +41,6 @@ def run(build: Any, level: Any, spec: AttentionSpec, inputs: list[NDArray], expe
         for table, wanted in zip(found[1:4], table_reference(found[0], spec.table), strict=True):
             assert np.array_equal(table, wanted)
     return found[len(outputs) :]
-
-
-@pytest.mark.parametrize(("width", "heads", "table"), WIDTHS)
-def test_ragged(build: Any, level: Any, width: int, heads: int, table: bool) -> None:
-    rng = np.random.default_rng(width)
-    q, k, v = rows(rng, 3, TOTAL, width)
-    bounds = pairwise(OFFSETS)
-    expected = np.stack([reference(q[i], k[a:b], v[a:b], heads) for a, b in bounds for i in range(a, b)])
-    run(build, level, spec_of("ragged", width, heads, table), [q, k, v, OFFSETS], expected)
 
 
 @pytest.mark.parametrize(("width", "heads", "table"), WIDTHS)
@@ -107,15 +97,15 @@ def test_extreme_scores(build: Any, level: Any, factor: float) -> None:
     q, k, v = rows(rng, 3, TOTAL, 12)
     k = k * np.float32(factor)
     k[OFFSETS[4] + 35] *= 3
-    bounds = pairwise(OFFSETS)
-    expected = np.stack([reference(q[i], k[a:b], v[a:b], 2) for a, b in bounds for i in range(a, b)])
-    found = build(attention(spec_of("ragged", 12, 2, False)), level)(
-        [q, k, v, OFFSETS], (q.shape, "float32")
-    )[0]
+    sentences = np.repeat(np.arange(len(LENGTHS), dtype=np.int32), LENGTHS)
+    spans = [slice(*OFFSETS[s : s + 2]) for s in sentences]
+    expected = np.stack([reference(q[i], k[span], v[span], 2) for i, span in enumerate(spans)])
+    inputs = [q, k, v, OFFSETS, sentences]
+    found = build(attention(spec_of("cross", 12, 2, False)), level)(inputs, (q.shape, "float32"))[0]
     # A float32 score of 1e4 is off by 1e-3, so weights are off by as much.
     np.testing.assert_allclose(found, expected, atol=1e-5 + 1e-6 * factor)
 
 
 def test_heads_must_divide_width() -> None:
     with pytest.raises(ValueError, match="3 heads do not divide width 40"):
-        AttentionSpec(kind="ragged", heads=3, width=40)
+        AttentionSpec(kind="cross", heads=3, width=40)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from schedules.math import vector_exp, vector_log
 from schedules.norm import NormSpec, norm
 from schedules.packing import BitPlanes, ColumnLayout
 from schedules.pooling import normalize, pooling
+from schedules.ragged_attention import RaggedSpec, ragged_attention, work_columns
 from schedules.search_step import SearchSpec, argmax, topk
 from schedules.table_output import table_shapes
 from schedules.tir import LANES, KernelBuilder, T, body, load, store
@@ -32,11 +33,12 @@ Output = tuple[tuple[int, ...], DTypeLike]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A kernel (given a kernel ISA), its inputs, and shapes and dtypes of its outputs."""
+    """A kernel (given a kernel ISA), its inputs, and shapes and dtypes of its outputs and work spaces."""
 
     kernel: Callable[[str], Any]
     inputs: list[NDArray[Any]]
     outputs: list[Output]
+    work: list[Output] = field(default_factory=list)
 
 
 def normal(*shape: int) -> NDArray[np.float32]:
@@ -101,8 +103,6 @@ def attention_call(kind: Any) -> Call:
     q, k, v = 0.2 * normal(rows, width), 0.2 * normal(width, rows).T, normal(rows, width)
     offsets = np.array([0, 3, rows], np.int32)
     match kind:
-        case "ragged":
-            m, inputs = rows, [q, k, v, offsets]
         case "cross":
             m, inputs = 3, [q[:3], k, v, offsets, np.array([1, 0, 1], np.int32)]
         case _:
@@ -113,6 +113,19 @@ def attention_call(kind: Any) -> Call:
         kernel=lambda _: attention(spec),
         inputs=[np.ascontiguousarray(a) for a in inputs],
         outputs=[((m, width), "float32"), *tables_of(layout, m)],
+    )
+
+
+def ragged_call() -> Call:
+    width, rows = 60, 23
+    layout = ColumnLayout(k=width, group_size=width)
+    spec = RaggedSpec(heads=2, width=width, table=layout)
+    q, k, v = 0.2 * normal(rows, width), 0.2 * normal(width, rows).T, normal(rows, width)
+    return Call(
+        kernel=lambda _: ragged_attention(spec),
+        inputs=[np.ascontiguousarray(a) for a in (q, k, v)] + [np.array([0, 3, rows], np.int32)],
+        outputs=[((rows, width), "float32"), *tables_of(layout, rows)],
+        work=[((spec.work_rows, work_columns(rows)), "float32")],
     )
 
 
@@ -181,6 +194,8 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
             return gather_call(*made, *dtype)
         case ["norm", width]:
             return norm_call(int(width))
+        case ["attention", "ragged"]:
+            return ragged_call()
         case ["attention", kind]:
             return attention_call(kind)
         case ["float", *activation]:
@@ -211,10 +226,9 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
     indirect=True,
 )  # fmt: skip
 def test_every_level(build: Any, host_levels: Any, call: Call) -> None:
-    found = [
-        build(call.kernel(level.kernel_isa), level)(call.inputs, *call.outputs)[: len(call.outputs)]
-        for level in host_levels
-    ]
+    kernels = [build(call.kernel(level.kernel_isa), level) for level in host_levels]
+    buffers = [*call.outputs, *call.work]
+    found = [kernel(call.inputs, *buffers)[: len(call.outputs)] for kernel in kernels]
     assert len(found) > 1
     assert all(np.isfinite(a).all() for a in found[0])
     for other in found[1:]:
