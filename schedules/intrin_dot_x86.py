@@ -8,7 +8,7 @@ emitter is used as ``begin``, any number of ``accumulate``, then ``total`` for e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -263,42 +263,53 @@ class AmxDot:
     def session(self, tokens: Any) -> Iterator[None]:
         """Tile registers for A of ``tokens`` rows (1 to 16), given back at the end."""
         self._tile = T.alloc_buffer([self.TOKENS, BLOCK_ROWS], "int32", align=64, layout=None)
-        config = scratch((64,), "uint8")
-        store(config, (0,), splat(T.uint8(0), 64), 64)
-        put(config, (0,), T.uint8(1))
-        for tile in range(8):
-            put(config, (16 + 2 * tile,), T.uint8(64))
-            rows = T.uint8(16) if tile in self._B else T.Cast("uint8", tokens)
-            put(config, (48 + tile,), rows)
-        _tile_call("ldtilecfg", T.address_of(config[0]))
-        yield
-        _tile_call("tilerelease")
+        with tile_session(tokens, levels=self._B):
+            yield
 
     def begin(self) -> None:
         for v in range(VECTORS):
-            _tile_call("tilezero", T.int8(v))
+            tile_call("tilezero", T.int8(v))
 
     def accumulate(self, a: Rows, b: Levels, quads: Any) -> None:
-        width = T.Cast("int64", a.buffer.shape[-1])
+        width = int(a.buffer.shape[-1])
         with T.serial(0, T.floordiv(quads, QUADS)) as step:
-            address = T.address_of(a.buffer[a.row, a.column + 64 * step])
-            _tile_call("tileloadd64", T.int8(self._A), address, width)
+            load_tile(self._A, a.buffer, (a.row, a.column + 64 * step), width)
             for v in range(VECTORS):
                 tile = self._B[v % len(self._B)]
-                levels = T.address_of(b.buffer[(*b.outer, b.quad + QUADS * step, 64 * v)])
-                _tile_call("tileloadd64", T.int8(tile), levels, T.int64(BLOCK_ROWS * 4))
-                _tile_call("tdpbssd", T.int8(v), T.int8(self._A), T.int8(tile))
+                where = (*b.outer, b.quad + QUADS * step, 64 * v)
+                load_tile(tile, b.buffer, where, BLOCK_ROWS * 4)
+                tile_call("tdpbssd", T.int8(v), T.int8(self._A), T.int8(tile))
 
     def finish(self) -> None:
         """Moves the sums to memory, where ``total`` reads them."""
         for v in range(VECTORS):
-            _tile_call(
-                "tilestored64", T.int8(v), T.address_of(self._tile[0, 16 * v]), T.int64(BLOCK_ROWS * 4)
-            )
+            address = T.address_of(self._tile[0, 16 * v])
+            tile_call("tilestored64", T.int8(v), address, T.int64(BLOCK_ROWS * 4))
 
     def total(self, token: Any, vector: int) -> Any:
         return load(self._tile, (token, 16 * vector), 16)
 
 
-def _tile_call(name: str, *arguments: Any) -> None:
+@contextmanager
+def tile_session(tokens: Any, levels: Sequence[int] = (6, 7)) -> Iterator[None]:
+    """Configures the eight tile registers of this thread: ``tokens`` rows, 16 in those that hold levels."""
+    config = scratch((64,), "uint8")
+    store(config, (0,), splat(T.uint8(0), 64), 64)
+    put(config, (0,), T.uint8(1))
+    for tile in range(8):
+        put(config, (16 + 2 * tile,), T.uint8(64))
+        put(config, (48 + tile,), T.uint8(16) if tile in levels else T.Cast("uint8", tokens))
+    tile_call("ldtilecfg", T.address_of(config[0]))
+    yield
+    tile_call("tilerelease")
+
+
+def load_tile(register: int, buffer: Any, where: Sequence[Any], stride: int, *, once: bool = False) -> None:
+    """Loads rows of 64 bytes that lie ``stride`` bytes apart; ``once`` keeps them out of the first cache."""
+    name = "tileloaddt164" if once else "tileloadd64"
+    tile_call(name, T.int8(register), T.address_of(buffer[tuple(where)]), T.int64(stride))
+
+
+def tile_call(name: str, *arguments: Any) -> None:
+    """One AMX instruction."""
     T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{name}", *arguments))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Binary planes to int8 levels on each kernel ISA: from a step of keys to eight quads of levels.
+"""Binary planes to int8 levels on each kernel ISA: from a tile of keys to eight quads of levels.
 
-Keys are tiles of 16 rows x 32 columns (``packing.pack_keys``); the levels come out as
-``level_packing.pack_levels`` lays them out. Alphas are those of one block and group, int8[bits, 64].
+A tile of keys is 16 rows x 32 columns (``packing.pack_keys``), a quad of levels 16 rows x 4 columns as in
+``level_packing.pack_levels``. Column group g of the keys is quad g.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,26 +19,37 @@ HALF = GROUPS // 2
 TILES = 4
 
 
+Write = Callable[[int, Any, Any, int], None]
+"""``write(quad, offset, levels, lanes)``: puts ``lanes`` levels ``offset`` bytes into one of eight quads."""
+
+
 @dataclass(frozen=True, slots=True)
 class Planes:
-    """Keys uint8[blocks, bits, steps, 4, 64] and alphas int8[blocks, bits, groups, 64] of one block and group."""
+    """Row tiles ``first`` to ``first + tiles - 1`` of one block in one column group.
+
+    Attributes:
+        keys: uint8[blocks, bits, steps, 4, 64].
+        alphas: int8[blocks, bits, groups, 64].
+    """
 
     keys: Any
     alphas: Any
     block: Any
     group: Any
     bits: int
+    first: Any = 0
+    tiles: int = TILES
 
 
 class Expansion(Protocol):
-    """Expands steps of one block and group."""
+    """Expands tiles of keys."""
 
     def begin(self, planes: Planes) -> None:
-        """Prepares the codebooks of the group."""
+        """Prepares the codebooks of the planes' row tiles."""
         ...
 
-    def step(self, step: Any, out: Any, quad: Any) -> None:
-        """Writes the levels of 64 rows x 32 columns to ``out`` int8[quads, 256] from ``quad`` on."""
+    def tile(self, step: Any, tile: Any, write: Write) -> None:
+        """Expands one of the planes' row tiles (counted from their first) in one step of columns."""
         ...
 
 
@@ -77,59 +88,53 @@ class VbmiExpansion:
     def begin(self, planes: Planes) -> None:
         self._planes = planes
         self._books = []
-        for first in range(0, planes.bits, 2):
-            pair = range(first, min(first + 2, planes.bits))
-            rows = [T.Bind(load(planes.alphas, (planes.block, p, planes.group, 0), 64)) for p in pair]
-            books = scratch((TILES * 64,), "uint8")
-            for tile in range(TILES):
-                store(books, (64 * tile,), self._book(rows, tile), 64)
-            self._books.append(books)
+        for plane in range(0, planes.bits, 2):
+            pair = range(plane, min(plane + 2, planes.bits))
+            alphas = [T.Bind(load(planes.alphas, (planes.block, p, planes.group, 0), 64)) for p in pair]
+            book = scratch((planes.tiles, 64), "uint8")
+            for tile in range(planes.tiles):
+                store(book, (tile, 0), self._book(alphas, tile), 64)
+            self._books.append(book)
 
-    def _book(self, rows: list[Any], tile: int) -> Any:
-        where = constant_bytes([16 * tile + row for row in _ROW_OF])
+    def _book(self, alphas: list[Any], tile: int) -> Any:
+        """64 levels: the sums of two planes by key bits and row."""
+        start = splat(T.Cast("uint8", (self._planes.first + tile) * TILE_ROWS), 64)
+        where = T.Bind(constant_bytes(_ROW_OF) + start)
         total = None
-        for bit, alphas in zip((0, 4), rows, strict=False):
+        for bit, rows in zip((0, 4), alphas, strict=False):
             minus = constant_bytes([0 if i >> bit & 1 else 255 for i in range(64)])
-            picked = T.call_llvm_pure_intrin(
-                "uint8x64", "llvm.x86.avx512.permvar.qi.512", as_type(alphas, "uint8x64"), where
-            )
-            signed = T.bitwise_xor(picked, minus) - minus
+            signed = T.bitwise_xor(_vpermb(as_type(rows, "uint8x64"), where), minus) - minus
             total = signed if total is None else total + signed
         return total
 
-    def step(self, step: Any, out: Any, quad: Any) -> None:
-        with T.serial(0, TILES) as tile:
-            levels: list[Any] = [None] * GROUPS
-            for index, books in enumerate(self._books):
-                book = T.Bind(load(books, (64 * tile,), 64))
-                for g, found in enumerate(self._look_up(2 * index, step, tile, book)):
-                    levels[g] = found if levels[g] is None else levels[g] + found
-            for g in range(GROUPS):
-                store(out, (quad + g, 64 * tile), as_type(levels[g], "int8x64"), 64)
+    def tile(self, step: Any, tile: Any, write: Write) -> None:
+        levels: list[Any] = [None] * GROUPS
+        for index, book in enumerate(self._books):
+            for g, found in enumerate(self._look_up(2 * index, step, tile, book)):
+                levels[g] = found if levels[g] is None else levels[g] + found
+        for g, level in enumerate(levels):
+            write(g, 0, as_type(level, "int8x64"), 64)
 
     def _look_up(self, plane: int, step: Any, tile: Any, book: Any) -> list[Any]:
+        """The levels of up to two planes by column group."""
         pair = range(plane, min(plane + 2, self._planes.bits))
         rows = constant_bytes([(i // 4 & 7) << 1 | i // 4 >> 3 << 5 for i in range(64)])
         mask = splat(T.uint8(0x11 if len(pair) == 2 else 0x01), 64)
+        table = T.Bind(load(book, (tile, 0), 64))
         found = []
-        for nibbles in self._merge(pair, step, tile):
+        for nibbles in self._merge(pair, step, self._planes.first + tile):
             for g in range(HALF):
                 window = constant_bytes([8 * g + c + 32 * odd for odd in range(2) for c in range(MU)] * 8)
                 spread = T.call_llvm_pure_intrin(
                     "uint8x64", "llvm.x86.avx512.pmultishift.qb.512", window, nibbles
                 )
-                index = T.bitwise_or(T.bitwise_and(spread, mask), rows)
-                found.append(
-                    T.call_llvm_pure_intrin("uint8x64", "llvm.x86.avx512.permvar.qi.512", book, index)
-                )
+                found.append(_vpermb(table, T.bitwise_or(T.bitwise_and(spread, mask), rows)))
         return found
 
     def _merge(self, pair: range, step: Any, tile: Any) -> list[Any]:
         """Low and high nibbles of up to two planes: the first plane in bits 0..3, the second in 4..7."""
-        keys = [
-            T.Bind(as_type(load(self._planes.keys, (self._planes.block, p, step, tile, 0), 64), "uint32x16"))
-            for p in pair
-        ]
+        where = [(self._planes.block, p, step, tile, 0) for p in pair]
+        keys = [T.Bind(as_type(load(self._planes.keys, w, 64), "uint32x16")) for w in where]
         four, low, high = (splat(T.uint32(v), 16) for v in (4, 0x0F0F0F0F, 0xF0F0F0F0))
         if len(keys) == 1:
             both = [keys[0], T.shift_right(keys[0], four)]
@@ -141,6 +146,10 @@ class VbmiExpansion:
         return [T.Bind(as_type(nibbles, "uint8x64")) for nibbles in both]
 
 
+def _vpermb(table: Any, index: Any) -> Any:
+    return T.call_llvm_pure_intrin("uint8x64", "llvm.x86.avx512.permvar.qi.512", table, index)
+
+
 class ShuffleExpansion:
     """pshufb spreads a key byte over four columns, a compare makes +alpha or -alpha of its bits."""
 
@@ -150,19 +159,17 @@ class ShuffleExpansion:
     def begin(self, planes: Planes) -> None:
         self._planes = planes
 
-    def step(self, step: Any, out: Any, quad: Any) -> None:
-        parts = TILE_ROWS * 4 // self._lanes
-        with T.serial(0, TILES) as tile, T.serial(0, parts) as part:
-            self._part(step, tile, part, out, quad)
+    def tile(self, step: Any, tile: Any, write: Write) -> None:
+        with T.serial(0, TILE_ROWS * 4 // self._lanes) as part:
+            self._part(step, self._planes.first + tile, part, write)
 
-    def _part(self, step: Any, tile: Any, part: Any, out: Any, quad: Any) -> None:
-        lanes, planes = self._lanes, self._planes
-        rows = lanes // 4
-        twice, base = [], splat(T.uint8(0), lanes)
-        keys = []
+    def _part(self, step: Any, tile: Any, part: Any, write: Write) -> None:
+        """The rows of one register."""
+        lanes, planes, rows = self._lanes, self._planes, self._lanes // 4
+        zero = splat(T.uint8(0), lanes)
+        keys, twice, base = [], [], zero
         for p in range(planes.bits):
-            row = tile * TILE_ROWS + part * rows
-            alphas = load(planes.alphas, (planes.block, p, planes.group, row), rows)
+            alphas = load(planes.alphas, (planes.block, p, planes.group, tile * TILE_ROWS + part * rows), rows)
             narrow = T.Bind(as_type(alphas, f"uint8x{rows}"))
             alpha = T.Bind(shuffle([narrow] * 4, [i // 4 for i in range(lanes)]))
             base = base - alpha
@@ -173,11 +180,10 @@ class ShuffleExpansion:
             spread = constant_bytes([(4 * (i // 4) + g % HALF) % 16 for i in range(lanes)])
             bit = constant_bytes([1 << (i % 4 + (4 if g >= HALF else 0)) for i in range(lanes)])
             level = base
-            for p in range(planes.bits):
-                four = T.call_llvm_pure_intrin(f"uint8x{lanes}", self._shuffle, keys[p], spread)
-                plus = T.Select(T.bitwise_and(four, bit) == bit, twice[p], splat(T.uint8(0), lanes))
-                level = level + plus
-            store(out, (quad + g, 64 * tile + lanes * part), as_type(level, f"int8x{lanes}"), lanes)
+            for key, plus in zip(keys, twice, strict=True):
+                four = T.call_llvm_pure_intrin(f"uint8x{lanes}", self._shuffle, key, spread)
+                level = level + T.Select(T.bitwise_and(four, bit) == bit, plus, zero)
+            write(g, lanes * part, as_type(level, f"int8x{lanes}"), lanes)
 
 
 class PortableExpansion:
@@ -186,19 +192,20 @@ class PortableExpansion:
     def begin(self, planes: Planes) -> None:
         self._planes = planes
 
-    def step(self, step: Any, out: Any, quad: Any) -> None:
+    def tile(self, step: Any, tile: Any, write: Write) -> None:
         planes = self._planes
-        with T.serial(0, TILES * TILE_ROWS) as row:
-            tile, lane = T.floordiv(row, TILE_ROWS), T.floormod(row, TILE_ROWS)
-            keys = [
-                T.Bind(as_type(load(planes.keys, (planes.block, p, step, tile, lane * 4), 4), "uint32"))
-                for p in range(planes.bits)
-            ]
-            with T.serial(0, GROUPS) as g, T.serial(0, MU) as c:
-                place = 8 * T.floormod(g, HALF) + 4 * T.floordiv(g, HALF) + c
-                level: Any = T.int8(0)
-                for p in range(planes.bits):
-                    alpha = planes.alphas[planes.block, p, planes.group, row]
-                    bit = T.bitwise_and(T.shift_right(keys[p], T.Cast("uint32", place)), T.uint32(1))
-                    level = level + T.Select(bit == T.uint32(1), alpha, T.int8(0) - alpha)
-                put(out, (quad + g, 4 * row + c), level)
+        tile = planes.first + tile
+        with T.serial(0, TILE_ROWS) as row:
+            where = [(planes.block, p, step, tile, row * 4) for p in range(planes.bits)]
+            keys = [T.Bind(as_type(load(planes.keys, w, 4), "uint32")) for w in where]
+            with T.serial(0, MU) as c:
+                for g in range(GROUPS):
+                    write(g, 4 * row + c, self._level(keys, 8 * (g % HALF) + 4 * (g // HALF) + c, tile, row), 1)
+
+    def _level(self, keys: list[Any], place: Any, tile: Any, row: Any) -> Any:
+        level: Any = T.int8(0)
+        for p, key in enumerate(keys):
+            alpha = self._planes.alphas[self._planes.block, p, self._planes.group, tile * TILE_ROWS + row]
+            bit = T.bitwise_and(T.shift_right(key, T.Cast("uint32", place)), T.uint32(1))
+            level = level + T.Select(bit == T.uint32(1), alpha, T.int8(0) - alpha)
+        return level
