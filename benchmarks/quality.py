@@ -81,9 +81,7 @@ def checkpoints(folders: Sequence[Path]) -> list[Setting]:
     from tvmq.checkpoint import Checkpoint
 
     return [
-        Setting(
-            name=folder.name, codes="as stored", checkpoint=folder, sha256=Checkpoint.open(folder).sha256
-        )
+        Setting(name=folder.name, codes="as stored", checkpoint=folder, sha256=Checkpoint.open(folder).sha256)
         for folder in folders
     ]
 

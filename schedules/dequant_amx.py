@@ -9,30 +9,26 @@ read last is overwritten in place, so that it stays in the first-level cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from .dequant_finish import Finish
-from .dequant_spec import STEP_QUADS, Buffers, DequantSpec, worth_threads
-from .dequant_vector import counted
-from .intrin_dot_x86 import QUADS, VECTORS, AmxDot, Levels, Rows, load_tile, tile_call, tile_session
-from .intrin_expand_x86 import Planes, VbmiExpansion
-from .level_packing import QUAD
-from .packing import BLOCK_ROWS
+from .dequant_spec import Buffers, DequantSpec, worth_threads
+from .dequant_vector import counted, expand_step, panel_planes, workspace
+from .intrin_amx import TOKENS, AmxDot, load_tile, store_tile, tile_call, tile_session
+from .intrin_dot_x86 import Levels, Rows
+from .intrin_expand_x86 import VbmiExpansion
+from .level_packing import TILE_BYTES, TILE_COLUMNS
 from .tir import T, isplat, load, store
 
-TOKENS = 16
-"""Tokens of one tile."""
 PAIR = 2 * TOKENS
-PANEL = 32
-"""Rows of one panel: two tiles."""
 MOST_TOKENS = 256
 """Tokens that are copied into tiles at once."""
 CHUNK_STEPS = 16
 """Steps of 64 columns after which sums go to memory, so that a panel stays in the first-level cache."""
-TILE_BYTES = 1024
 PARTS = 8
 """Pieces that the panels are spread over threads in."""
+FEW_VECTORS = 4
+"""Vectors of 16 rows that few tokens meet at once."""
 
 
 def amx_product(spec: DequantSpec, buffers: Buffers, m: Any) -> None:
@@ -48,7 +44,7 @@ def amx_product(spec: DequantSpec, buffers: Buffers, m: Any) -> None:
 
 
 class _Few:
-    """Emits the product of 1 to 16 tokens."""
+    """Emits the product of 1 to 16 tokens: pairs of panels, planes expanded one step ahead of the tiles."""
 
     def __init__(self, spec: DequantSpec, buffers: Buffers, first: Any, count: Any) -> None:
         self._spec, self._b, self._first, self._count = spec, buffers, first, count
@@ -57,56 +53,59 @@ class _Few:
         spec = self._spec
         parts = min(PARTS, spec.blocks) if worth_threads(spec) else 1
         with (T.parallel if parts > 1 else T.serial)(0, parts) as part:
-            dot = AmxDot()
-            sums = _workspace((TOKENS, BLOCK_ROWS), "int32") if spec.groups > 1 else None
-            self._ring = _workspace((2, QUADS, QUAD * BLOCK_ROWS), "int8") if spec.planes else None
-            with dot.session(self._count), T.serial(_share(spec.blocks, part, parts), _share(spec.blocks, part + 1, parts)) as block:
-                self._block(dot, block, sums)
+            self._dot = AmxDot(FEW_VECTORS)
+            if spec.groups > 1:
+                self._sums = workspace((TOKENS, 16 * FEW_VECTORS), "int32")
+            if spec.planes:
+                self._ring = workspace((2, 2, 1, 2, TILE_BYTES), "int8")
+            with self._dot.session(self._count), T.serial(*_share(spec.blocks, part, parts)) as block:
+                self._block(block)
 
-    def _block(self, dot: AmxDot, block: Any, sums: Any) -> None:
-        spec = self._spec
-        finish = Finish(spec, self._b, block, 0, VECTORS)
+    def _block(self, block: Any) -> None:
+        spec, dot = self._spec, self._dot
+        finish = Finish(spec, self._b, 2 * block, range(FEW_VECTORS))
         with counted(spec.groups) as g:
             dot.begin()
             if spec.planes:
-                self._planes(dot, block, g)
+                self._planes(block, g)
             else:
-                columns = Rows(self._b.x, self._first, g * spec.quads * QUAD)
-                dot.accumulate(columns, Levels(self._b.weights[0], (block,), g * spec.quads), spec.quads)
+                columns = Rows(self._b.x, self._first, g * spec.tile_steps * TILE_COLUMNS)
+                levels = Levels(self._b.weights[0], (), 2 * block, g * spec.tile_steps)
+                dot.accumulate(columns, levels, spec.tile_steps)
             dot.finish()
-            if sums is not None:
-                with T.serial(0, self._count) as t:
-                    before = [T.Select(T.broadcast(g > 0, 16), load(sums, (t, 16 * v), 16), isplat(0)) for v in range(VECTORS)]
-                    added = finish.add_group(self._first + t, g, [dot.total(t, v) for v in range(VECTORS)], before)
-                    for v, value in enumerate(added):
-                        store(sums, (t, 16 * v), value, 16)
+            if spec.groups > 1:
+                self._add_group(finish, g)
         finish.bind()
         with T.serial(0, self._count) as t:
-            found = [dot.total(t, v) if sums is None else load(sums, (t, 16 * v), 16) for v in range(VECTORS)]
-            finish.token(self._first + t, found)
+            finish.token(self._first + t, self._totals(t))
 
-    def _planes(self, dot: AmxDot, block: Any, group: Any) -> None:
-        """Expands one step of 64 columns ahead of the tiles."""
+    def _totals(self, token: Any) -> list[Any]:
+        if self._spec.groups > 1:
+            return [load(self._sums, (token, 16 * v), 16) for v in range(FEW_VECTORS)]
+        return [self._dot.total(token, v) for v in range(FEW_VECTORS)]
+
+    def _add_group(self, finish: Finish, group: Any) -> None:
+        first = T.broadcast(group == 0, 16)
+        with T.serial(0, self._count) as t:
+            before = [T.Select(first, isplat(0), old) for old in self._totals(t)]
+            values = [self._dot.total(t, v) for v in range(FEW_VECTORS)]
+            for v, value in enumerate(finish.add_group(self._first + t, group, values, before)):
+                store(self._sums, (t, 16 * v), value, 16)
+
+    def _planes(self, block: Any, group: Any) -> None:
         spec, expand = self._spec, VbmiExpansion()
-        keys, alphas = self._b.weights
-        expand.begin(Planes(keys, alphas, block, group if spec.w_groups > 1 else 0, spec.bits))
+        expand.begin(panel_planes(spec, self._b, 2 * block, group, FEW_VECTORS))
         self._expand(expand, group, 0)
         with T.serial(0, spec.tile_steps) as s:
             with T.If(s + 1 < spec.tile_steps), T.Then():
                 self._expand(expand, group, s + 1)
-            columns = Rows(self._b.x, self._first, (group * spec.tile_steps + s) * QUADS * QUAD)
-            dot.accumulate(columns, Levels(self._ring, (T.bitwise_and(s, 1),), 0), QUADS)
+            columns = Rows(self._b.x, self._first, (group * spec.tile_steps + s) * TILE_COLUMNS)
+            self._dot.accumulate(columns, Levels(self._ring, (T.bitwise_and(s, 1),), 0, 0), 1)
 
     def _expand(self, expand: VbmiExpansion, group: Any, step: Any) -> None:
-        slot = T.bitwise_and(step, 1)
-        with T.serial(0, 2) as half, T.serial(0, VECTORS) as tile:
-            at = 2 * step + half
-            with _guard(self._spec, at):
-
-                def write(index: int, offset: Any, levels: Any, lanes: int) -> None:
-                    store(self._ring, (slot, STEP_QUADS * half + index, 64 * tile + offset), levels, lanes)
-
-                expand.tile(group * self._spec.key_steps + at, tile, write)
+        for half in range(2):
+            where = (T.bitwise_and(step, 1), half, 0)
+            expand_step(expand, self._spec, group, step, range(2 * half, 2 * half + 2), self._ring, where)
 
 
 class _Many:
@@ -121,32 +120,35 @@ class _Many:
         self._grouped = spec.groups > 1
         self._chunks = spec.groups if self._grouped else -(-spec.tile_steps // CHUNK_STEPS)
         self._steps = spec.tile_steps if self._grouped else -(-spec.tile_steps // self._chunks)
-        self._all_steps = spec.padded_k // (QUADS * QUAD)
-        self._panels = -(-spec.n // PANEL)
+        self._all_steps = spec.padded_k // TILE_COLUMNS
+        self._uneven = self._all_steps % self._chunks != 0
+        self._reloads = self._chunks > 1 and not self._grouped
         self._expand = VbmiExpansion()
 
     def emit(self) -> None:
         spec = self._spec
-        self._a = _workspace((MOST_TOKENS // TOKENS, self._all_steps, TILE_BYTES), "int8")
+        self._a = workspace((MOST_TOKENS // TOKENS, self._all_steps, TILE_BYTES), "int8")
         self._copy_tokens()
-        parts = min(PARTS, self._panels) if worth_threads(spec) else 1
+        parts = min(PARTS, spec.panels) if worth_threads(spec) else 1
         with (T.parallel if parts > 1 else T.serial)(0, parts) as part:
-            self._part(_share(self._panels, part, parts), _share(self._panels, part + 1, parts))
+            self._part(*_share(spec.panels, part, parts))
 
     def _copy_tokens(self) -> None:
         with T.serial(0, self._count) as t, T.serial(0, self._all_steps) as s:
-            columns = load(self._b.x, (self._first + t, 64 * s), 64)
-            store(self._a, (T.floordiv(t, TOKENS), s, 64 * T.floormod(t, TOKENS)), columns, 64)
+            columns = load(self._b.x, (self._first + t, TILE_COLUMNS * s), TILE_COLUMNS)
+            place = TILE_COLUMNS * T.floormod(t, TOKENS)
+            store(self._a, (T.floordiv(t, TOKENS), s, place), columns, TILE_COLUMNS)
 
     def _part(self, panel: Any, end: Any) -> None:
         spec = self._spec
-        slots = MOST_TOKENS // PAIR if self._chunks > 1 and not self._grouped else 1
-        self._sums = _workspace((slots, 4, TOKENS * 16), "int32")
-        self._totals = _workspace((MOST_TOKENS, PANEL), "int32") if self._grouped else None
-        self._levels = _workspace((self._steps, 2, TILE_BYTES), "int8") if spec.planes else None
+        self._sums = workspace((MOST_TOKENS // PAIR if self._reloads else 1, 4, TOKENS, 16), "int32")
+        if self._grouped:
+            self._totals = workspace((MOST_TOKENS, 32), "int32")
+        if spec.planes:
+            self._levels = workspace((self._steps, 2, TILE_BYTES), "int8")
         jobs = (panel * self._chunks, end * self._chunks)
         pairs = T.Bind(T.floordiv(self._count + (PAIR - 1), PAIR))
-        with tile_session(T.int64(TOKENS)):
+        with tile_session(T.int64(TOKENS), levels=(6, 7)):
             if spec.planes:
                 self._open(jobs[0])
                 with T.serial(0, self._chunk_steps(jobs[0])) as s:
@@ -156,19 +158,21 @@ class _Many:
             self._finish_units(jobs[1] - 1, pairs - 1, T.int64(0), T.int64(PAIR))
 
     def _pair(self, job: Any, pair: Any, pairs: Any, jobs: Any) -> None:
-        steps = T.Bind(self._chunk_steps(job)) if self._uneven else self._steps
+        """Multiplies a pair, finishes the one before it, and expands the next job if this is the last pair."""
+        steps = T.Bind(self._chunk_steps(job))
         self._load_sums(job, pair)
         before = T.Bind(T.Select(pair > 0, job, job - 1)), T.Bind(T.Select(pair > 0, pair, pairs) - 1)
-        some = T.Bind(T.Select(T.Or(pair > 0, job > jobs[0]), T.int64(PAIR), T.int64(0)))
-        rate = T.Bind(T.floordiv(PAIR - 1 + steps, steps)) if self._uneven else -(-PAIR // steps)
-        second = pair * PAIR + TOKENS < self._count
-        following = T.Bind(T.Select(T.And(pair == pairs - 1, job + 1 < jobs[1]), self._chunk_steps(job + 1), T.int64(0)))
+        units = T.Bind(T.Select(T.Or(pair > 0, job > jobs[0]), T.int64(PAIR), T.int64(0)))
+        rate = T.Bind(T.floordiv(PAIR - 1 + steps, steps))
+        second = T.Bind(pair * PAIR + TOKENS < self._count)
+        more = T.And(pair == pairs - 1, job + 1 < jobs[1])
+        following = T.Bind(T.Select(more, self._chunk_steps(job + 1), T.int64(0)))
         if self._spec.planes:
             with T.If(following > 0), T.Then():
                 self._open(job + 1)
         with T.serial(0, steps) as s:
             self._multiply(job, pair, s, second)
-            self._finish_units(*before, T.min(s * rate, some), T.min((s + 1) * rate, some))
+            self._finish_units(*before, T.min(s * rate, units), T.min((s + 1) * rate, units))
             if self._spec.planes:
                 with T.If(s < following), T.Then():
                     self._expand_step(job + 1, s)
@@ -176,12 +180,7 @@ class _Many:
             with T.If(following > steps), T.Then(), T.serial(steps, following) as s:
                 self._expand_step(job + 1, s)
         for tile in range(4):
-            address = T.address_of(self._sums[self._slot(pair), tile, 0])
-            tile_call("tilestored64", T.int8(tile), address, T.int64(64))
-
-    @property
-    def _uneven(self) -> bool:
-        return self._all_steps % self._chunks != 0
+            store_tile(tile, self._sums, (self._slot(pair), tile, 0, 0))
 
     def _chunk_steps(self, job: Any) -> Any:
         if not self._uneven:
@@ -189,14 +188,16 @@ class _Many:
         return T.min(T.int64(self._steps), self._all_steps - T.floormod(job, self._chunks) * self._steps)
 
     def _slot(self, pair: Any) -> Any:
-        return pair if self._chunks > 1 and not self._grouped else 0
+        return pair if self._reloads else 0
 
     def _load_sums(self, job: Any, pair: Any) -> None:
+        """Clears the accumulators, or takes them up again from the chunk before."""
+
         def clear() -> None:
             for tile in range(4):
                 tile_call("tilezero", T.int8(tile))
 
-        if self._chunks == 1 or self._grouped:
+        if not self._reloads:
             clear()
             return
         with T.If(T.floormod(job, self._chunks) == 0):
@@ -204,72 +205,55 @@ class _Many:
                 clear()
             with T.Else():
                 for tile in range(4):
-                    load_tile(tile, self._sums, (self._slot(pair), tile, 0), 64)
+                    load_tile(tile, self._sums, (pair, tile, 0, 0))
 
     def _multiply(self, job: Any, pair: Any, s: Any, second: Any) -> None:
         """One step of 64 columns: tiles 0 to 3 are sums, 4 and 5 tokens, 6 and 7 rows."""
         step = T.Bind(T.floormod(job, self._chunks) * self._steps + s)
-        load_tile(4, self._a, (2 * pair, step, 0), 64, once=True)
-        self._load_levels(6, job, step, s, 0)
-        tile_call("tdpbssd", T.int8(0), T.int8(4), T.int8(6))
-        self._load_levels(7, job, step, s, 1)
-        tile_call("tdpbssd", T.int8(1), T.int8(4), T.int8(7))
+        load_tile(4, self._a, (2 * pair, step, 0), once=True)
+        for tile in range(2):
+            self._load_levels(6 + tile, job, step, s, tile)
+            tile_call("tdpbssd", T.int8(tile), T.int8(4), T.int8(6 + tile))
         with T.If(second), T.Then():
-            load_tile(5, self._a, (2 * pair + 1, step, 0), 64, once=True)
-            tile_call("tdpbssd", T.int8(2), T.int8(5), T.int8(6))
-            tile_call("tdpbssd", T.int8(3), T.int8(5), T.int8(7))
+            load_tile(5, self._a, (2 * pair + 1, step, 0), once=True)
+            for tile in range(2):
+                tile_call("tdpbssd", T.int8(2 + tile), T.int8(5), T.int8(6 + tile))
 
     def _load_levels(self, register: int, job: Any, step: Any, s: Any, tile: int) -> None:
         if self._spec.planes:
-            load_tile(register, self._levels, (s, tile, 0), 64)
-            return
-        block, half = self._panel(job)
-        where = (block, step * QUADS, QUAD * (PANEL * half + 16 * tile))
-        load_tile(register, self._b.weights[0], where, QUAD * BLOCK_ROWS)
-
-    def _panel(self, job: Any) -> tuple[Any, Any]:
-        """Block of 64 rows and half of it."""
-        panel = T.floordiv(job, self._chunks)
-        return T.floordiv(panel, 2), T.floormod(panel, 2)
+            load_tile(register, self._levels, (s, tile, 0))
+        else:
+            load_tile(register, self._b.weights[0], (T.floordiv(job, self._chunks), step, tile, 0))
 
     def _open(self, job: Any) -> None:
         """Makes the codebooks of a job."""
-        spec = self._spec
-        block, half = self._panel(job)
-        group = T.floormod(job, self._chunks) if spec.w_groups > 1 else 0
-        keys, alphas = self._b.weights
-        self._expand.begin(Planes(keys, alphas, block, group, spec.bits, 2 * half, 2))
+        panel, chunk = T.floordiv(job, self._chunks), T.floormod(job, self._chunks)
+        self._expand.begin(panel_planes(self._spec, self._b, panel, chunk))
 
     def _expand_step(self, job: Any, s: Any) -> None:
-        chunk = T.floormod(job, self._chunks)
-        first = T.Bind(2 * (chunk * self._steps + s))
-        with T.serial(0, 2) as half, T.serial(0, 2) as tile:
-            with _guard(self._spec, first + half):
-
-                def write(index: int, offset: Any, levels: Any, lanes: int) -> None:
-                    store(self._levels, (s, tile, 64 * (STEP_QUADS * half + index) + offset), levels, lanes)
-
-                self._expand.tile(first + half, tile, write)
+        # Chunks of columns follow each other, groups or not: count the steps from the first chunk on.
+        step = T.Bind(T.floormod(job, self._chunks) * self._steps + s)
+        expand_step(self._expand, self._spec, 0, step, range(2), self._levels, (s,))
 
     def _finish_units(self, job: Any, pair: Any, start: Any, end: Any) -> None:
         """Tokens ``start`` to ``end`` of a pair whose sums are in memory."""
-        block, half = self._panel(job)
         chunk = T.Bind(T.floormod(job, self._chunks))
-        finish = Finish(self._spec, self._b, block, PANEL * half, 2)
+        finish = Finish(self._spec, self._b, T.floordiv(job, self._chunks), range(2))
         last = T.min(end, self._count - pair * PAIR)
-        if self._chunks > 1 and not self._grouped:
+        if self._reloads:
             last = T.Select(chunk == self._chunks - 1, last, T.int64(0))
         finish.bind()
         with T.serial(start, T.max(last, start)) as t:
-            row, place = T.Bind(pair * PAIR + t), 16 * T.floormod(t, TOKENS)
-            values = [load(self._sums, (self._slot(pair), 2 * T.floordiv(t, TOKENS) + v, place), 16) for v in range(2)]
-            if not self._grouped:
+            row, half, place = T.Bind(pair * PAIR + t), T.floordiv(t, TOKENS), T.floormod(t, TOKENS)
+            values = [load(self._sums, (self._slot(pair), 2 * half + v, place, 0), 16) for v in range(2)]
+            if self._grouped:
+                self._add_group(finish, chunk, row, values)
+            else:
                 finish.token(self._first + row, values)
-                return
-            self._add_group(finish, chunk, row, values)
 
     def _add_group(self, finish: Finish, chunk: Any, row: Any, values: list[Any]) -> None:
-        before = [T.Select(T.broadcast(chunk > 0, 16), load(self._totals, (row, 16 * v), 16), isplat(0)) for v in range(2)]
+        first = T.broadcast(chunk == 0, 16)
+        before = [T.Select(first, isplat(0), load(self._totals, (row, 16 * v), 16)) for v in range(2)]
         added = [T.Bind(v) for v in finish.add_group(self._first + row, chunk, values, before)]
         with T.If(chunk == self._chunks - 1):
             with T.Then():
@@ -279,22 +263,8 @@ class _Many:
                     store(self._totals, (row, 16 * v), value, 16)
 
 
-def _guard(spec: DequantSpec, key_step: Any) -> Any:
-    """Runs what follows only where the keys hold this step: a last tile of 64 columns may lack half."""
-    from contextlib import ExitStack
-
-    stack = ExitStack()
-    if spec.key_steps % 2:
-        stack.enter_context(T.If(key_step < spec.key_steps))
-        stack.enter_context(T.Then())
-    return stack
-
-
-def _share(total: int, part: Any, parts: int) -> Any:
-    """First item of one of equal parts."""
-    return T.int64(0) if parts == 1 and part == 0 else T.floordiv(part * total, parts)
-
-
-def _workspace(shape: tuple[int, ...], dtype: str) -> Any:
-    """Memory from the thread's pool; above 1 KB TVM allocates there."""
-    return T.alloc_buffer(list(shape), dtype, align=64, layout=None)
+def _share(total: int, part: Any, parts: int) -> tuple[Any, Any]:
+    """First item, and the one after the last, of one of equal parts."""
+    if parts == 1:
+        return T.int64(0), T.int64(total)
+    return T.floordiv(part * total, parts), T.floordiv((part + 1) * total, parts)

@@ -9,18 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 from .dequant_spec import Buffers, DequantSpec
+from .level_packing import PANEL_ROWS
 from .packing import BLOCK_ROWS
 from .rounding_shift import VectorMove, clamp_shifts, rounding_half, vector_shift_round
 from .tir import T, isplat, load, put, scratch, splat, store
 
 
 class Finish:
-    """Emits the end of a product for ``vectors`` vectors of rows of one block."""
+    """Emits the end of a product for some vectors of 16 rows of one block."""
 
-    def __init__(self, spec: DequantSpec, buffers: Buffers, block: Any, first: Any, vectors: int) -> None:
-        """``first`` is the first row within the block, a multiple of 16."""
-        self._spec, self._b, self._block = spec, buffers, block
-        self._rows = [first + 16 * v for v in range(vectors)]
+    def __init__(self, spec: DequantSpec, buffers: Buffers, panel: Any, vectors: range) -> None:
+        """``vectors`` count from the first row of ``panel``; those beyond its 32 rows are its neighbour's."""
+        self._spec, self._b = spec, buffers
+        self._block, first = T.floordiv(panel, 2), PANEL_ROWS * T.floormod(panel, 2)
+        self._rows = [first + 16 * v for v in vectors]
         self._shifts, self._biases = [], []
 
     def bind(self) -> None:

@@ -6,16 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .level_packing import QUAD, TILE_COLUMNS, check_groups, padded_columns
+from .level_packing import PANEL_ROWS, TILE_BYTES, TILE_COLUMNS, check_groups, padded_columns
 from .packing import BLOCK_ROWS, STEP_COLUMNS, row_blocks
 from .tir import KernelBuilder
 
-STEP_QUADS = STEP_COLUMNS // QUAD
-"""Quads of columns in one step of keys."""
 STORED_LEVELS = 8
 """``bits`` of weights that are stored as levels."""
 PARALLEL_WEIGHTS = 1 << 19
-"""Weights from which on the row blocks of a product are spread over threads."""
+"""Weights from which on the panels of a product are spread over threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +64,9 @@ class DequantSpec:
         return row_blocks(self.n)
 
     @property
-    def quads(self) -> int:
-        """Quads of columns of one group."""
-        return self.padded_k // self.groups // QUAD
+    def panels(self) -> int:
+        """Panels of 32 rows that hold an output row."""
+        return -(-self.n // PANEL_ROWS)
 
     @property
     def tile_steps(self) -> int:
@@ -82,8 +80,8 @@ class DequantSpec:
 
 
 def worth_threads(spec: DequantSpec) -> bool:
-    """Whether the row blocks are spread over threads."""
-    return spec.blocks > 1 and spec.n * spec.k >= PARALLEL_WEIGHTS
+    """Whether the panels are spread over threads."""
+    return spec.panels > 1 and spec.n * spec.k >= PARALLEL_WEIGHTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +111,8 @@ class Buffers:
             alphas = (blocks, spec.bits, spec.w_groups, BLOCK_ROWS)
             weights = (kernel.param("keys", keys, "uint8"), kernel.param("alphas", alphas, "int8"))
         else:
-            weights = (kernel.param("levels", (blocks, spec.padded_k // QUAD, QUAD * BLOCK_ROWS), "int8"),)
+            levels = (2 * blocks, spec.padded_k // TILE_COLUMNS, 2, TILE_BYTES)
+            weights = (kernel.param("levels", levels, "int8"),)
         shifts = None
         if spec.w_groups > 1:
             shifts = kernel.param("group_shifts", (blocks, spec.w_groups, BLOCK_ROWS), "uint8")

@@ -1,25 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The int8 dot product of a few tokens with 64 rows on each kernel ISA, exact in int32.
+"""The int8 dot product of a few tokens with some rows on each kernel ISA, exact in int32.
 
-Meaning: ``C[t, r] += sum_c A[t, c] * B[r, c]`` with both sides in -127..127. A is row major; B is in the
-layout of ``level_packing.pack_levels``: 256 bytes (64 rows x 4 columns) for every quad of columns. An
-emitter is used as ``begin``, any number of ``accumulate``, then ``total`` for each token and vector.
+Meaning: ``C[t, r] += sum_c A[t, c] * B[r, c]`` with both sides in -127..127. A is row major, B is packed by
+``level_packing.pack_levels``; columns come in steps of 64. An emitter is used as ``begin``, any number of
+``accumulate``, then ``total`` for each token and vector of 16 rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .packing import BLOCK_ROWS
+from .level_packing import QUAD, TILE_COLUMNS
+from .packing import TILE_ROWS
 from .tir import T, as_type, isplat, load, put, scratch, shuffle, splat, store
 
-VECTORS = BLOCK_ROWS // 16
-"""int32x16 vectors that hold the sums of 64 rows."""
-QUADS = 16
-"""Quads of columns in one tile of 64: columns come in multiples of this."""
+QUADS = TILE_COLUMNS // QUAD
+"""Quads of columns in one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,95 +30,114 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """A block of 64 rows of levels int8[..., quads, 256]: ``outer`` indices, quads from ``quad`` on."""
+    """Rows of levels int8[..., panels, steps, 2, 1024]: panels from ``panel`` on, steps from ``step`` on."""
 
     buffer: Any
     outer: tuple[Any, ...]
-    quad: Any
+    panel: Any
+    step: Any
+
+    def at(self, tile: Any, step: Any, byte: Any) -> tuple[Any, ...]:
+        """Indices of a byte of one of the row tiles."""
+        half, odd = (
+            (tile // 2, tile % 2) if isinstance(tile, int) else (T.floordiv(tile, 2), T.floormod(tile, 2))
+        )
+        return (*self.outer, self.panel + half, self.step + step, odd, byte)
 
 
 class DotProduct(Protocol):
-    """Accumulates products of ``tokens`` rows of A with 64 rows of B.
+    """Accumulates products of ``tokens`` rows of A with 16 * ``vectors`` rows of B (even, 64 rows at most).
 
     Attributes:
         token_tiles: numbers of tokens that ``begin`` takes, largest first, 1 last.
+        bias: what levels must have been XORed with beforehand.
     """
 
     token_tiles: tuple[int, ...]
+    bias: int
 
     def begin(self, tokens: int) -> None:
         """Clears the sums."""
         ...
 
-    def accumulate(self, a: Rows, b: Levels, quads: Any) -> None:
-        """Adds ``quads`` quads of columns (a multiple of 16)."""
+    def accumulate(self, a: Rows, b: Levels, steps: Any) -> None:
+        """Adds ``steps`` steps of 64 columns."""
         ...
 
-    def total(self, token: Any, vector: int) -> Any:
+    def total(self, token: int, vector: int) -> Any:
         """int32x16: the sums of one token with rows 16 * vector .. 16 * vector + 15."""
         ...
 
 
-def dot_product(isa: str) -> Any:
-    """The emitter of a kernel ISA of ``targets.TargetSpec``; AMX has its own, ``AmxDot``."""
+def dot_product(isa: str, vectors: int = 4, bias: int = 0) -> DotProduct:
+    """The emitter of a kernel ISA of ``targets.TargetSpec``; AMX has one of its own (``intrin_amx``).
+
+    Args:
+        isa: the kernel ISA.
+        vectors: rows of B in 16s.
+        bias: 128 for levels that are XORed with 128 already, which saves VNNI doing so; see
+            :func:`preferred_bias`.
+    """
     match isa:
         case "avx512_vbmi":
-            return VnniDot()
+            return VnniDot(vectors, bias)
         case "avx2":
-            return Avx2Dot()
+            return Avx2Dot(vectors)
         case "ssse3":
-            return Ssse3Dot()
+            return Ssse3Dot(vectors)
         case "portable":
-            return PortableDot()
+            return PortableDot(vectors)
         case _:
             raise ValueError(f"no dot product for {isa!r}; known: avx512_vbmi, avx2, ssse3, portable")
+
+
+def preferred_bias(isa: str) -> int:
+    """What to XOR levels with where they are made anyway."""
+    return 128 if isa == "avx512_vbmi" else 0
 
 
 class VnniDot:
     """vpdpbusd wants one unsigned side: levels + 128, minus 128 times the sum of the activations."""
 
-    token_tiles = (6, 2, 1)
+    def __init__(self, vectors: int, bias: int) -> None:
+        self.bias = bias
+        self.token_tiles = (6, 2, 1) if vectors > 2 else (8, 4, 1)
+        self._vectors = vectors
 
     def begin(self, tokens: int) -> None:
-        self._sums = [[scratch((16,), "int32") for _ in range(VECTORS)] for _ in range(tokens)]
+        self._sums = [[scratch((16,), "int32") for _ in range(self._vectors)] for _ in range(tokens)]
         for token in self._sums:
             for buffer in token:
                 store(buffer, (0,), isplat(0), 16)
 
-    def accumulate(self, a: Rows, b: Levels, quads: Any) -> None:
-        self._subtract_bias(a, quads)
-        bias = splat(T.uint8(128), 64)
-        with T.serial(0, quads) as q:
-            levels = [
-                T.Bind(
-                    T.bitwise_xor(
-                        as_type(load(b.buffer, (*b.outer, b.quad + q, 64 * v), 64), "uint8x64"), bias
-                    )
-                )
-                for v in range(VECTORS)
-            ]
+    def accumulate(self, a: Rows, b: Levels, steps: Any) -> None:
+        self._subtract_bias(a, steps)
+        with T.serial(0, steps) as s, T.serial(0, QUADS) as q:
+            levels = [self._unsigned(load(b.buffer, b.at(v, s, 64 * q), 64)) for v in range(self._vectors)]
             for t, sums in enumerate(self._sums):
-                four = T.Bind(
-                    as_type(
-                        splat(as_type(load(a.buffer, (a.row + t, a.column + 4 * q), 4), "int32")), "int8x64"
-                    )
-                )
-                for v in range(VECTORS):
-                    store(sums[v], (0,), _vpdpbusd(load(sums[v], (0,), 16), levels[v], four), 16)
+                column = a.column + TILE_COLUMNS * s + QUAD * q
+                four = T.Bind(as_type(load(a.buffer, (a.row + t, column), QUAD), "int32"))
+                wide = T.Bind(as_type(splat(four), "int8x64"))
+                for buffer, level in zip(sums, levels, strict=True):
+                    store(buffer, (0,), _vpdpbusd(load(buffer, (0,), 16), level, wide), 16)
 
-    def _subtract_bias(self, a: Rows, quads: Any) -> None:
+    def _unsigned(self, levels: Any) -> Any:
+        raw = as_type(levels, "uint8x64")
+        return T.Bind(raw if self.bias else T.bitwise_xor(raw, splat(T.uint8(128), 64)))
+
+    def _subtract_bias(self, a: Rows, steps: Any) -> None:
         ones = splat(T.uint8(1), 64)
         for t, sums in enumerate(self._sums):
             lanes = scratch((16,), "int32")
             store(lanes, (0,), isplat(0), 16)
-            with T.serial(0, T.floordiv(quads, QUADS)) as step:
-                columns = load(a.buffer, (a.row + t, a.column + 64 * step), 64)
+            with T.serial(0, steps) as s:
+                columns = load(a.buffer, (a.row + t, a.column + TILE_COLUMNS * s), 64)
                 store(lanes, (0,), _vpdpbusd(load(lanes, (0,), 16), ones, columns), 16)
-            total = T.Bind(splat(T.Bind(T.shift_left(_sum_lanes(load(lanes, (0,), 16)), T.int32(7)))))
+            total = T.Bind(T.shift_left(_sum_lanes(load(lanes, (0,), 16)), T.int32(7)))
             for buffer in sums:
-                store(buffer, (0,), load(buffer, (0,), 16) - total, 16)
+                store(buffer, (0,), load(buffer, (0,), 16) - splat(total), 16)
 
-    def total(self, token: Any, vector: int) -> Any:
+    def total(self, token: int, vector: int) -> Any:
         return load(self._sums[token][vector], (0,), 16)
 
 
@@ -140,6 +156,25 @@ def _sum_lanes(vector: Any) -> Any:
     return vector
 
 
+class StoredSums:
+    """Sums int32[16 * vectors] of each token in memory; a tile of 16 rows at a time is in registers."""
+
+    token_tiles: tuple[int, ...]
+    bias = 0
+
+    def __init__(self, vectors: int) -> None:
+        self._vectors = vectors
+
+    def begin(self, tokens: int) -> None:
+        self._sums = [scratch((TILE_ROWS * self._vectors,), "int32") for _ in range(tokens)]
+        for buffer in self._sums:
+            for v in range(self._vectors):
+                store(buffer, (16 * v,), isplat(0), 16)
+
+    def total(self, token: int, vector: int) -> Any:
+        return load(self._sums[token], (16 * vector,), 16)
+
+
 @dataclass(frozen=True, slots=True)
 class _MaddNames:
     """Intrinsics of the multiply-add of bytes in registers of ``lanes`` bytes."""
@@ -150,56 +185,44 @@ class _MaddNames:
     words: str
 
 
-class _MaddDot:
+class _MaddDot(StoredSums):
     """|level| unsigned times the activation with the level's sign: no pair of products leaves int16."""
 
-    token_tiles: tuple[int, ...]
     _names: _MaddNames
 
-    def begin(self, tokens: int) -> None:
-        self._sums = [scratch((BLOCK_ROWS,), "int32") for _ in range(tokens)]
-        for buffer in self._sums:
-            for v in range(VECTORS):
-                store(buffer, (16 * v,), isplat(0), 16)
+    def accumulate(self, a: Rows, b: Levels, steps: Any) -> None:
+        rows = self._names.lanes // QUAD
+        parts = range(TILE_ROWS // rows)
+        with T.serial(0, self._vectors) as v:
+            sums = [[scratch((rows,), "int32") for _ in parts] for _ in self._sums]
+            places = [
+                (part, whole, 16 * v + rows * p)
+                for whole, token in zip(self._sums, sums, strict=True)
+                for p, part in enumerate(token)
+            ]
+            for part, whole, place in places:
+                store(part, (0,), load(whole, (place,), rows), rows)
+            with T.serial(0, steps) as s, T.serial(0, QUADS) as q:
+                self._quad(a, b, (v, s, q), sums)
+            for part, whole, place in places:
+                store(whole, (place,), load(part, (0,), rows), rows)
 
-    def accumulate(self, a: Rows, b: Levels, quads: Any) -> None:
-        rows = self._names.lanes // 4
-        parts = 16 // rows
-        with T.serial(0, VECTORS) as v:
-            sums = [[scratch((rows,), "int32") for _ in range(parts)] for _ in self._sums]
-            for t, token in enumerate(sums):
-                for p, buffer in enumerate(token):
-                    store(buffer, (0,), load(self._sums[t], (16 * v + rows * p,), rows), rows)
-            with T.serial(0, quads) as q:
-                self._quad(a, b, q, v, sums)
-            for t, token in enumerate(sums):
-                for p, buffer in enumerate(token):
-                    store(self._sums[t], (16 * v + rows * p,), load(buffer, (0,), rows), rows)
-
-    def _quad(self, a: Rows, b: Levels, q: Any, v: Any, sums: list[list[Any]]) -> None:
-        lanes = self._names.lanes
-        rows = lanes // 4
-        fours = [
-            T.Bind(
-                as_type(
-                    splat(as_type(load(a.buffer, (a.row + t, a.column + 4 * q), 4), "int32"), rows),
-                    f"int8x{lanes}",
-                )
-            )
-            for t in range(len(sums))
-        ]
+    def _quad(self, a: Rows, b: Levels, where: tuple[Any, Any, Any], sums: list[list[Any]]) -> None:
+        v, s, q = where
+        lanes, rows = self._names.lanes, self._names.lanes // QUAD
+        fours = []
+        for t in range(len(sums)):
+            four = as_type(load(a.buffer, (a.row + t, a.column + TILE_COLUMNS * s + QUAD * q), QUAD), "int32")
+            fours.append(T.Bind(as_type(splat(T.Bind(four), rows), f"int8x{lanes}")))
         ones = splat(T.int16(1), lanes // 2)
         for p in range(len(sums[0])):
-            level = T.Bind(load(b.buffer, (*b.outer, b.quad + q, 64 * v + lanes * p), lanes))
+            level = T.Bind(load(b.buffer, b.at(v, s, 64 * q + lanes * p), lanes))
             size = T.Bind(T.max(level, splat(T.int8(0), lanes) - level))
-            for t, four in enumerate(fours):
+            for four, token in zip(fours, sums, strict=True):
                 signed = T.call_llvm_pure_intrin(f"int8x{lanes}", self._names.sign, four, level)
                 pairs = T.call_llvm_pure_intrin(f"int16x{lanes // 2}", self._names.bytes, size, signed)
-                four_sums = T.call_llvm_pure_intrin(f"int32x{rows}", self._names.words, pairs, ones)
-                store(sums[t][p], (0,), load(sums[t][p], (0,), rows) + four_sums, rows)
-
-    def total(self, token: Any, vector: int) -> Any:
-        return load(self._sums[token], (16 * vector,), 16)
+                added = T.call_llvm_pure_intrin(f"int32x{rows}", self._names.words, pairs, ones)
+                store(token[p], (0,), load(token[p], (0,), rows) + added, rows)
 
 
 class Avx2Dot(_MaddDot):
@@ -226,90 +249,17 @@ class Ssse3Dot(_MaddDot):
     )
 
 
-class PortableDot:
+class PortableDot(StoredSums):
     """Scalar products, one row after the other: any CPU."""
 
     token_tiles = (4, 1)
 
-    def begin(self, tokens: int) -> None:
-        self._sums = [scratch((BLOCK_ROWS,), "int32") for _ in range(tokens)]
-        for buffer in self._sums:
-            for v in range(VECTORS):
-                store(buffer, (16 * v,), isplat(0), 16)
-
-    def accumulate(self, a: Rows, b: Levels, quads: Any) -> None:
-        with T.serial(0, quads) as q, T.serial(0, BLOCK_ROWS) as r:
-            for c in range(4):
-                level = T.Bind(T.Cast("int32", b.buffer[(*b.outer, b.quad + q, 4 * r + c)]))
-                for t, sums in enumerate(self._sums):
-                    product = T.Cast("int32", a.buffer[a.row + t, a.column + 4 * q + c]) * level
-                    put(sums, (r,), sums[r] + product)
-
-    def total(self, token: Any, vector: int) -> Any:
-        return load(self._sums[token], (16 * vector,), 16)
-
-
-class AmxDot:
-    """tdpbssd multiplies 16 tokens x 64 columns by 64 columns x 16 rows.
-
-    Unlike the others it needs :meth:`session` around its use, once a thread, and takes up to 16 tokens
-    at once, a number that may be known only at run time.
-    """
-
-    TOKENS = 16
-    _A, _B = 4, (5, 6, 7)
-
-    @contextmanager
-    def session(self, tokens: Any) -> Iterator[None]:
-        """Tile registers for A of ``tokens`` rows (1 to 16), given back at the end."""
-        self._tile = T.alloc_buffer([self.TOKENS, BLOCK_ROWS], "int32", align=64, layout=None)
-        with tile_session(tokens, levels=self._B):
-            yield
-
-    def begin(self) -> None:
-        for v in range(VECTORS):
-            tile_call("tilezero", T.int8(v))
-
-    def accumulate(self, a: Rows, b: Levels, quads: Any) -> None:
-        width = int(a.buffer.shape[-1])
-        with T.serial(0, T.floordiv(quads, QUADS)) as step:
-            load_tile(self._A, a.buffer, (a.row, a.column + 64 * step), width)
-            for v in range(VECTORS):
-                tile = self._B[v % len(self._B)]
-                where = (*b.outer, b.quad + QUADS * step, 64 * v)
-                load_tile(tile, b.buffer, where, BLOCK_ROWS * 4)
-                tile_call("tdpbssd", T.int8(v), T.int8(self._A), T.int8(tile))
-
-    def finish(self) -> None:
-        """Moves the sums to memory, where ``total`` reads them."""
-        for v in range(VECTORS):
-            address = T.address_of(self._tile[0, 16 * v])
-            tile_call("tilestored64", T.int8(v), address, T.int64(BLOCK_ROWS * 4))
-
-    def total(self, token: Any, vector: int) -> Any:
-        return load(self._tile, (token, 16 * vector), 16)
-
-
-@contextmanager
-def tile_session(tokens: Any, levels: Sequence[int] = (6, 7)) -> Iterator[None]:
-    """Configures the eight tile registers of this thread: ``tokens`` rows, 16 in those that hold levels."""
-    config = scratch((64,), "uint8")
-    store(config, (0,), splat(T.uint8(0), 64), 64)
-    put(config, (0,), T.uint8(1))
-    for tile in range(8):
-        put(config, (16 + 2 * tile,), T.uint8(64))
-        put(config, (48 + tile,), T.uint8(16) if tile in levels else T.Cast("uint8", tokens))
-    tile_call("ldtilecfg", T.address_of(config[0]))
-    yield
-    tile_call("tilerelease")
-
-
-def load_tile(register: int, buffer: Any, where: Sequence[Any], stride: int, *, once: bool = False) -> None:
-    """Loads rows of 64 bytes that lie ``stride`` bytes apart; ``once`` keeps them out of the first cache."""
-    name = "tileloaddt164" if once else "tileloadd64"
-    tile_call(name, T.int8(register), T.address_of(buffer[tuple(where)]), T.int64(stride))
-
-
-def tile_call(name: str, *arguments: Any) -> None:
-    """One AMX instruction."""
-    T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{name}", *arguments))
+    def accumulate(self, a: Rows, b: Levels, steps: Any) -> None:
+        with T.serial(0, self._vectors) as v, T.serial(0, steps) as s, T.serial(0, QUADS) as q:
+            with T.serial(0, TILE_ROWS) as r:
+                for c in range(QUAD):
+                    level = T.Bind(T.Cast("int32", b.buffer[b.at(v, s, 64 * q + QUAD * r + c)]))
+                    for t, sums in enumerate(self._sums):
+                        column = a.column + TILE_COLUMNS * s + QUAD * q + c
+                        product = T.Cast("int32", a.buffer[a.row + t, column]) * level
+                        put(sums, (TILE_ROWS * v + r,), sums[TILE_ROWS * v + r] + product)

@@ -53,11 +53,11 @@ class Expansion(Protocol):
         ...
 
 
-def expansion(isa: str) -> Expansion:
-    """The expansion for a kernel ISA of ``targets.TargetSpec``."""
+def expansion(isa: str, bias: int = 0) -> Expansion:
+    """The expansion for a kernel ISA of ``targets.TargetSpec``; AVX-512 can XOR levels with 128."""
     match isa:
         case "amx" | "avx512_vbmi":
-            return VbmiExpansion()
+            return VbmiExpansion(bias)
         case "avx2":
             return ShuffleExpansion(32, "llvm.x86.avx2.pshuf.b")
         case "ssse3":
@@ -85,6 +85,9 @@ class VbmiExpansion:
     column c's key bits at 0 and 4. The row fills bits 1, 2, 3 and 5: an index into 64 levels.
     """
 
+    def __init__(self, bias: int = 0) -> None:
+        self._bias = bias
+
     def begin(self, planes: Planes) -> None:
         self._planes = planes
         self._books = []
@@ -93,7 +96,9 @@ class VbmiExpansion:
             alphas = [T.Bind(load(planes.alphas, (planes.block, p, planes.group, 0), 64)) for p in pair]
             book = scratch((planes.tiles, 64), "uint8")
             for tile in range(planes.tiles):
-                store(book, (tile, 0), self._book(alphas, tile), 64)
+                levels = self._book(alphas, tile)
+                biased = plane == 0 and self._bias
+                store(book, (tile, 0), levels + splat(T.uint8(self._bias), 64) if biased else levels, 64)
             self._books.append(book)
 
     def _book(self, alphas: list[Any], tile: int) -> Any:
@@ -169,7 +174,9 @@ class ShuffleExpansion:
         zero = splat(T.uint8(0), lanes)
         keys, twice, base = [], [], zero
         for p in range(planes.bits):
-            alphas = load(planes.alphas, (planes.block, p, planes.group, tile * TILE_ROWS + part * rows), rows)
+            alphas = load(
+                planes.alphas, (planes.block, p, planes.group, tile * TILE_ROWS + part * rows), rows
+            )
             narrow = T.Bind(as_type(alphas, f"uint8x{rows}"))
             alpha = T.Bind(shuffle([narrow] * 4, [i // 4 for i in range(lanes)]))
             base = base - alpha
@@ -200,7 +207,9 @@ class PortableExpansion:
             keys = [T.Bind(as_type(load(planes.keys, w, 4), "uint32")) for w in where]
             with T.serial(0, MU) as c:
                 for g in range(GROUPS):
-                    write(g, 4 * row + c, self._level(keys, 8 * (g % HALF) + 4 * (g // HALF) + c, tile, row), 1)
+                    write(
+                        g, 4 * row + c, self._level(keys, 8 * (g % HALF) + 4 * (g // HALF) + c, tile, row), 1
+                    )
 
     def _level(self, keys: list[Any], place: Any, tile: Any, row: Any) -> Any:
         level: Any = T.int8(0)

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .packing import BLOCK_ROWS, BitPlanes, pack_keys, pack_scales, row_blocks
+from .packing import BLOCK_ROWS, TILE_ROWS, BitPlanes, pack_keys, pack_scales, row_blocks
 
 TILE_COLUMNS = 64
 """Columns of one AMX tile; activations, groups and byte levels come in whole tiles."""
 QUAD = 4
 """Columns that one 32-bit lane of an integer dot product multiplies."""
+TILE_BYTES = TILE_ROWS * TILE_COLUMNS
+PANEL_ROWS = 2 * TILE_ROWS
 LIMIT = 127
 """Largest magnitude of a level and of an activation."""
 MAX_BITS = 7
@@ -95,7 +97,11 @@ def pack_level_keys(weight: LevelPlanes) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def pack_levels(levels: NDArray[np.int8]) -> NDArray[np.int8]:
-    """int8[n, k] -> int8[blocks, padded_k / 4, 256]: 64 rows x 4 columns side by side, zeros as padding.
+    """int8[n, k] -> int8[panels, padded_k / 64, 2, 1024], zeros as padding.
+
+    A panel is 32 rows; rows are padded to blocks of 64, so panels come in pairs. The 1024 bytes of one tile
+    (16 rows x 64 columns) are 16 quads of columns, each 16 rows x 4 columns: what a tile register of AMX
+    holds, and in pieces of 64 bytes what ``vpdpbusd`` multiplies.
 
     Raises:
         ValueError: a level of -128, which has no negative.
@@ -103,10 +109,13 @@ def pack_levels(levels: NDArray[np.int8]) -> NDArray[np.int8]:
     n, k = levels.shape
     if levels.size and int(levels.min()) < -LIMIT:
         raise ValueError(f"levels hold -128, expected {-LIMIT} to {LIMIT}")
-    blocks, columns = row_blocks(n), padded_columns(k)
-    padded = np.pad(levels, ((0, blocks * BLOCK_ROWS - n), (0, columns - k)))
-    quads = padded.reshape(blocks, BLOCK_ROWS, columns // QUAD, QUAD).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(quads, np.int8).reshape(blocks, columns // QUAD, BLOCK_ROWS * QUAD)
+    rows, columns = row_blocks(n) * BLOCK_ROWS, padded_columns(k)
+    padded = np.pad(levels, ((0, rows - n), (0, columns - k)))
+    tiles = padded.reshape(
+        rows // PANEL_ROWS, 2, TILE_ROWS, columns // TILE_COLUMNS, TILE_COLUMNS // QUAD, QUAD
+    )
+    ordered = np.ascontiguousarray(tiles.transpose(0, 3, 1, 4, 2, 5), np.int8)
+    return ordered.reshape(rows // PANEL_ROWS, columns // TILE_COLUMNS, 2, TILE_BYTES)
 
 
 def pack_rows(values: NDArray) -> NDArray:
