@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from .dequant_finish import Finish
-from .dequant_spec import Buffers, DequantSpec, worth_threads
+from .dequant_spec import MOST_TOKENS, Buffers, DequantSpec, Tokens, worth_threads
 from .dequant_vector import counted, expand_step, panel_planes, workspace
 from .intrin_amx import TOKENS, AmxDot, load_tile, store_tile, tile_call, tile_session
 from .intrin_dot_x86 import Levels, Rows
@@ -21,9 +21,7 @@ from .level_packing import TILE_BYTES, TILE_COLUMNS
 from .tir import T, isplat, load, store
 
 PAIR = 2 * TOKENS
-MOST_TOKENS = 256
-"""Tokens that are copied into tiles at once."""
-CHUNK_STEPS = 16
+CHUNK_STEPS = 12
 """Steps of 64 columns after which sums go to memory, so that a panel stays in the first-level cache."""
 PARTS = 8
 """Pieces that the panels are spread over threads in."""
@@ -31,23 +29,21 @@ FEW_VECTORS = 4
 """Vectors of 16 rows that few tokens meet at once."""
 
 
-def amx_product(spec: DequantSpec, buffers: Buffers, m: Any) -> None:
-    """Emits the product of all tokens."""
-    with T.serial(0, T.floordiv(m + (MOST_TOKENS - 1), MOST_TOKENS)) as i:
-        first = T.Bind(i * MOST_TOKENS)
-        count = T.Bind(T.min(m - first, T.int64(MOST_TOKENS)))
-        with T.If(count <= TOKENS):
-            with T.Then():
-                _Few(spec, buffers, first, count).emit()
-            with T.Else():
-                _Many(spec, buffers, first, count).emit()
+def amx_product(spec: DequantSpec, buffers: Buffers, tokens: Tokens) -> None:
+    """Emits the product of a piece of the tokens."""
+    with T.If(tokens.count <= TOKENS):
+        with T.Then():
+            _Few(spec, buffers, tokens).emit()
+        with T.Else():
+            _Many(spec, buffers, tokens).emit()
 
 
 class _Few:
     """Emits the product of 1 to 16 tokens: pairs of panels, planes expanded one step ahead of the tiles."""
 
-    def __init__(self, spec: DequantSpec, buffers: Buffers, first: Any, count: Any) -> None:
-        self._spec, self._b, self._first, self._count = spec, buffers, first, count
+    def __init__(self, spec: DequantSpec, buffers: Buffers, tokens: Tokens) -> None:
+        self._spec, self._b, self._tokens = spec, buffers, tokens
+        self._first, self._count = tokens.first, tokens.count
 
     def emit(self) -> None:
         spec = self._spec
@@ -63,7 +59,7 @@ class _Few:
 
     def _block(self, block: Any) -> None:
         spec, dot = self._spec, self._dot
-        finish = Finish(spec, self._b, 2 * block, range(FEW_VECTORS))
+        finish = Finish(spec, self._b, self._tokens, 2 * block, range(FEW_VECTORS))
         with counted(spec.groups) as g:
             dot.begin()
             if spec.planes:
@@ -77,7 +73,7 @@ class _Few:
                 self._add_group(finish, g)
         finish.bind()
         with T.serial(0, self._count) as t:
-            finish.token(self._first + t, self._totals(t))
+            finish.token(t, self._totals(t))
 
     def _totals(self, token: Any) -> list[Any]:
         if self._spec.groups > 1:
@@ -89,7 +85,7 @@ class _Few:
         with T.serial(0, self._count) as t:
             before = [T.Select(first, isplat(0), old) for old in self._totals(t)]
             values = [self._dot.total(t, v) for v in range(FEW_VECTORS)]
-            for v, value in enumerate(finish.add_group(self._first + t, group, values, before)):
+            for v, value in enumerate(finish.add_group(t, group, values, before)):
                 store(self._sums, (t, 16 * v), value, 16)
 
     def _planes(self, block: Any, group: Any) -> None:
@@ -115,8 +111,9 @@ class _Many:
     or, of one long group, pieces that the accumulators are reloaded for.
     """
 
-    def __init__(self, spec: DequantSpec, buffers: Buffers, first: Any, count: Any) -> None:
-        self._spec, self._b, self._first, self._count = spec, buffers, first, count
+    def __init__(self, spec: DequantSpec, buffers: Buffers, tokens: Tokens) -> None:
+        self._spec, self._b, self._tokens = spec, buffers, tokens
+        self._first, self._count = tokens.first, tokens.count
         self._grouped = spec.groups > 1
         self._chunks = spec.groups if self._grouped else -(-spec.tile_steps // CHUNK_STEPS)
         self._steps = spec.tile_steps if self._grouped else -(-spec.tile_steps // self._chunks)
@@ -158,7 +155,7 @@ class _Many:
             self._finish_units(jobs[1] - 1, pairs - 1, T.int64(0), T.int64(PAIR))
 
     def _pair(self, job: Any, pair: Any, pairs: Any, jobs: Any) -> None:
-        """Multiplies a pair, finishes the one before it, and expands the next job if this is the last pair."""
+        """Multiplies a pair, finishes the one before it, expands the next job beside the last pair."""
         steps = T.Bind(self._chunk_steps(job))
         self._load_sums(job, pair)
         before = T.Bind(T.Select(pair > 0, job, job - 1)), T.Bind(T.Select(pair > 0, pair, pairs) - 1)
@@ -238,7 +235,7 @@ class _Many:
     def _finish_units(self, job: Any, pair: Any, start: Any, end: Any) -> None:
         """Tokens ``start`` to ``end`` of a pair whose sums are in memory."""
         chunk = T.Bind(T.floormod(job, self._chunks))
-        finish = Finish(self._spec, self._b, T.floordiv(job, self._chunks), range(2))
+        finish = Finish(self._spec, self._b, self._tokens, T.floordiv(job, self._chunks), range(2))
         last = T.min(end, self._count - pair * PAIR)
         if self._reloads:
             last = T.Select(chunk == self._chunks - 1, last, T.int64(0))
@@ -249,15 +246,15 @@ class _Many:
             if self._grouped:
                 self._add_group(finish, chunk, row, values)
             else:
-                finish.token(self._first + row, values)
+                finish.token(row, values)
 
     def _add_group(self, finish: Finish, chunk: Any, row: Any, values: list[Any]) -> None:
         first = T.broadcast(chunk == 0, 16)
         before = [T.Select(first, isplat(0), load(self._totals, (row, 16 * v), 16)) for v in range(2)]
-        added = [T.Bind(v) for v in finish.add_group(self._first + row, chunk, values, before)]
+        added = [T.Bind(v) for v in finish.add_group(row, chunk, values, before)]
         with T.If(chunk == self._chunks - 1):
             with T.Then():
-                finish.token(self._first + row, added)
+                finish.token(row, added)
             with T.Else():
                 for v, value in enumerate(added):
                     store(self._totals, (row, 16 * v), value, 16)

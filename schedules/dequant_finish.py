@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .dequant_spec import Buffers, DequantSpec
+from .dequant_spec import Buffers, DequantSpec, Tokens
 from .level_packing import PANEL_ROWS
 from .packing import BLOCK_ROWS
 from .rounding_shift import VectorMove, clamp_shifts, rounding_half, vector_shift_round
@@ -18,9 +18,11 @@ from .tir import T, isplat, load, put, scratch, splat, store
 class Finish:
     """Emits the end of a product for some vectors of 16 rows of one block."""
 
-    def __init__(self, spec: DequantSpec, buffers: Buffers, panel: Any, vectors: range) -> None:
+    def __init__(
+        self, spec: DequantSpec, buffers: Buffers, tokens: Tokens, panel: Any, vectors: range
+    ) -> None:
         """``vectors`` count from the first row of ``panel``; those beyond its 32 rows are its neighbour's."""
-        self._spec, self._b = spec, buffers
+        self._spec, self._b, self._tokens = spec, buffers, tokens
         self._block, first = T.floordiv(panel, 2), PANEL_ROWS * T.floormod(panel, 2)
         self._rows = [first + 16 * v for v in vectors]
         self._shifts, self._biases = [], []
@@ -35,34 +37,30 @@ class Finish:
                 self._biases.append(T.Bind(load(self._b.bias, (self._block, row), 16)))
 
     def add_group(self, token: Any, group: Any, values: list[Any], before: list[Any]) -> list[Any]:
-        """``before`` plus a group's sums brought to the token's exponent."""
+        """``before`` plus a group's sums brought to the exponent of a token of the piece."""
+        row = self._tokens.first + token
         x_shift: Any = T.int32(0)
         if self._spec.x_groups > 1:
-            x_shift = T.Bind(self._exponent(token) - self._b.x_exponents[token, group])
+            # The output's exponents are written first.
+            x_shift = T.Bind(self._b.y_exponents[row] - self._b.top[0] - self._b.x_exponents[row, group])
         added = []
-        for row, value, old in zip(self._rows, values, before, strict=True):
+        for at, value, old in zip(self._rows, values, before, strict=True):
             shifts = splat(x_shift)
             if self._spec.w_groups > 1:
-                raw = load(self._b.group_shifts, (self._block, group, row), 16)
+                raw = load(self._b.group_shifts, (self._block, group, at), 16)
                 shifts = shifts + T.Cast("int32x16", raw)
             shifts = T.Bind(clamp_shifts(shifts, 16))
             added.append(old + vector_shift_round(value, shifts, rounding_half(shifts, 16)))
         return added
 
     def token(self, token: Any, values: list[Any]) -> None:
-        """Stores the outputs of one token."""
-        moved = None
-        if self._spec.bias:
-            moved = VectorMove(T.Bind(self._exponent(token) - T.int32(self._spec.bias_shift)))
+        """Stores the outputs of one token of the piece."""
+        moved = VectorMove(self._tokens.moves, token) if self._spec.bias else None
         for v, value in enumerate(values):
             value = value if moved is None else value + moved(self._biases[v])
             value = vector_shift_round(value, *self._shifts[v])
             value = T.max(value, isplat(0)) if self._spec.activation == "relu" else value
-            self._store(token, self._rows[v], value)
-
-    def _exponent(self, token: Any) -> Any:
-        """E[t]: the output's exponents are written first."""
-        return self._b.y_exponents[token] - self._b.top[0]
+            self._store(self._tokens.first + token, self._rows[v], value)
 
     def _store(self, token: Any, row: Any, value: Any) -> None:
         n, first = self._spec.n, self._block * BLOCK_ROWS + row

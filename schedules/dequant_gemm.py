@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dequant_amx import amx_product
-from .dequant_spec import Buffers, DequantSpec, worth_threads
-from .dequant_vector import vector_product
-from .rounding_shift import checked, move, shift_round
+from .dequant_spec import MOST_TOKENS, Buffers, DequantSpec, Tokens, worth_threads
+from .dequant_vector import vector_product, workspace
+from .rounding_shift import MOVE_FIELDS, checked, move, shift_round, store_move
 from .tir import KernelBuilder, T, body, put
 
 
@@ -87,22 +87,31 @@ def dequant_gemm(spec: DequantSpec, isa: str, name: str = "dequant_gemm") -> Any
     with kernel.define():
         m = T.int64()
         buffers = Buffers.declare(kernel, spec, m)
-        with body([buffers.y, buffers.y_exponents], buffers.reads):
-            _emit_exponents(spec, buffers, m)
+        pieces = T.floordiv(m + (MOST_TOKENS - 1), MOST_TOKENS)
+        with body([buffers.y, buffers.y_exponents], buffers.reads), T.serial(0, pieces) as i:
+            first = T.Bind(i * MOST_TOKENS)
+            count = T.Bind(T.min(m - first, T.int64(MOST_TOKENS)))
+            moves = workspace((MOST_TOKENS, MOVE_FIELDS), "int32") if spec.bias else None
+            tokens = Tokens(first, count, moves)
+            _emit_exponents(spec, buffers, tokens)
             if isa == "amx":
-                amx_product(spec, buffers, m)
+                amx_product(spec, buffers, tokens)
             else:
-                vector_product(spec, isa, buffers, m)
+                vector_product(spec, isa, buffers, tokens)
     return kernel.result
 
 
-def _emit_exponents(spec: DequantSpec, buffers: Buffers, m: Any) -> None:
-    """The output's exponents; the rest reads E[t] back from them."""
-    with T.serial(0, m) as t:
-        largest: Any = buffers.x_exponents[t, 0]
+def _emit_exponents(spec: DequantSpec, buffers: Buffers, tokens: Tokens) -> None:
+    """The output's exponents, and how far the biases of these tokens move."""
+    with T.serial(0, tokens.count) as t:
+        row = T.Bind(tokens.first + t)
+        largest: Any = buffers.x_exponents[row, 0]
         for g in range(1, spec.x_groups):
-            largest = T.max(largest, buffers.x_exponents[t, g])
-        put(buffers.y_exponents, (t,), largest + buffers.top[0])
+            largest = T.max(largest, buffers.x_exponents[row, g])
+        largest = T.Bind(largest)
+        put(buffers.y_exponents, (row,), largest + buffers.top[0])
+        if tokens.moves is not None:
+            store_move(tokens.moves, t, T.Bind(largest - T.int32(spec.bias_shift)))
 
 
 __all__ = ["DequantSpec", "dequant_gemm", "reference", "worth_threads"]

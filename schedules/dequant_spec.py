@@ -12,6 +12,8 @@ from .tir import KernelBuilder
 
 STORED_LEVELS = 8
 """``bits`` of weights that are stored as levels."""
+MOST_TOKENS = 256
+"""Tokens that a product takes at once; more come in pieces."""
 PARALLEL_WEIGHTS = 1 << 19
 """Weights from which on the panels of a product are spread over threads."""
 
@@ -77,6 +79,18 @@ class DequantSpec:
     def key_steps(self) -> int:
         """Steps of 32 columns that the keys of one group hold."""
         return -(-(self.k // self.groups) // STEP_COLUMNS)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A piece of the tokens: ``count`` of them (1 to 256) from ``first`` on, and how their biases move.
+
+    ``moves`` is a table of ``rounding_shift.store_move``, one row a token of the piece; None without bias.
+    """
+
+    first: Any
+    count: Any
+    moves: Any
 
 
 def worth_threads(spec: DequantSpec) -> bool:

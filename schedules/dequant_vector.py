@@ -7,11 +7,11 @@ Planes are expanded a panel at a time for all tokens, into memory that stays in 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from .dequant_finish import Finish
-from .dequant_spec import Buffers, DequantSpec, worth_threads
+from .dequant_spec import Buffers, DequantSpec, Tokens, worth_threads
 from .intrin_dot_x86 import DotProduct, Levels, Rows, dot_product, preferred_bias
 from .intrin_expand_x86 import GROUPS, Expansion, Planes, expansion
 from .level_packing import TILE_BYTES, TILE_COLUMNS
@@ -21,21 +21,21 @@ VECTORS = 2
 """Vectors of 16 rows in a panel."""
 
 
-def vector_product(spec: DequantSpec, isa: str, buffers: Buffers, m: Any) -> None:
-    """Emits the product of all tokens."""
+def vector_product(spec: DequantSpec, isa: str, buffers: Buffers, tokens: Tokens) -> None:
+    """Emits the product of a piece of the tokens."""
     loop = T.parallel if worth_threads(spec) else T.serial
     with loop(0, spec.panels) as panel:
-        _Panel(spec, isa, buffers, panel).emit(m)
+        _Panel(spec, isa, buffers, tokens, panel).emit()
 
 
 class _Panel:
     """Emits one panel for all tokens."""
 
-    def __init__(self, spec: DequantSpec, isa: str, buffers: Buffers, panel: Any) -> None:
-        self._spec, self._isa, self._b, self._panel = spec, isa, buffers, panel
-        self._finish = Finish(spec, buffers, panel, range(VECTORS))
+    def __init__(self, spec: DequantSpec, isa: str, buffers: Buffers, tokens: Tokens, panel: Any) -> None:
+        self._spec, self._isa, self._b, self._tokens, self._panel = spec, isa, buffers, tokens, panel
+        self._finish = Finish(spec, buffers, tokens, panel, range(VECTORS))
 
-    def emit(self, m: Any) -> None:
+    def emit(self) -> None:
         if self._spec.planes:
             steps = self._spec.groups * self._spec.tile_steps
             self._expanded = workspace((1, steps, 2, TILE_BYTES), "int8")
@@ -43,7 +43,7 @@ class _Panel:
         self._finish.bind()
         done: Any = T.int64(0)
         for tokens in self._dot().token_tiles:
-            count = T.floordiv(m - done, tokens)
+            count = T.floordiv(self._tokens.count - done, tokens)
             with T.serial(0, count) as i:
                 self._tile(T.Bind(done + i * tokens), tokens)
             done = T.Bind(done + count * tokens)
@@ -65,13 +65,13 @@ class _Panel:
             return Levels(self._expanded, (), 0, step)
         return Levels(self._b.weights[0], (), self._panel, step)
 
-    def _tile(self, row: Any, tokens: int) -> None:
-        dot, steps = self._dot(), self._spec.tile_steps
+    def _tile(self, token: Any, tokens: int) -> None:
+        dot, steps, row = self._dot(), self._spec.tile_steps, self._tokens.first + token
         if self._spec.groups == 1:
             dot.begin(tokens)
             dot.accumulate(Rows(self._b.x, row, 0), self._levels(0), steps)
             for t in range(tokens):
-                self._finish.token(row + t, [dot.total(t, v) for v in range(VECTORS)])
+                self._finish.token(token + t, [dot.total(t, v) for v in range(VECTORS)])
             return
         sums = [scratch((16 * VECTORS,), "int32") for _ in range(tokens)]
         for buffer in sums:
@@ -81,9 +81,9 @@ class _Panel:
             dot.accumulate(Rows(self._b.x, row, g * steps * TILE_COLUMNS), self._levels(g), steps)
             for t, buffer in enumerate(sums):
                 values = [dot.total(t, v) for v in range(VECTORS)]
-                _store_all(buffer, self._finish.add_group(row + t, g, values, _load_all(buffer)))
+                _store_all(buffer, self._finish.add_group(token + t, g, values, _load_all(buffer)))
         for t, buffer in enumerate(sums):
-            self._finish.token(row + t, _load_all(buffer))
+            self._finish.token(token + t, _load_all(buffer))
 
 
 def panel_planes(spec: DequantSpec, buffers: Buffers, panel: Any, group: Any, tiles: int = VECTORS) -> Planes:
@@ -109,14 +109,19 @@ def expand_step(
     for half in range(2):
         at = 2 * step + half
         guarded = spec.key_steps % 2 == 1 and half == 1
-        with T.If(at < spec.key_steps) if guarded else nullcontext(), T.Then() if guarded else nullcontext():
-            with T.serial(tiles.start, tiles.stop) as tile:
+        with ExitStack() as stack:
+            if guarded:
+                stack.enter_context(T.If(at < spec.key_steps))
+                stack.enter_context(T.Then())
+            tile = stack.enter_context(T.serial(tiles.start, tiles.stop))
 
-                def write(quad: int, offset: Any, levels: Any, lanes: int, half: int = half) -> None:
-                    byte = 64 * (GROUPS * half + quad) + offset
-                    store(out, (*where, tile - tiles.start, byte), levels, lanes)
+            def write(
+                quad: int, offset: Any, levels: Any, lanes: int, half: int = half, tile: Any = tile
+            ) -> None:
+                byte = 64 * (GROUPS * half + quad) + offset
+                store(out, (*where, tile - tiles.start, byte), levels, lanes)
 
-                expand.tile(group * spec.key_steps + at, tile, write)
+            expand.tile(group * spec.key_steps + at, tile, write)
 
 
 def _load_all(buffer: Any) -> list[Any]:

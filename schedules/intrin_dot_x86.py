@@ -255,11 +255,12 @@ class PortableDot(StoredSums):
     token_tiles = (4, 1)
 
     def accumulate(self, a: Rows, b: Levels, steps: Any) -> None:
-        with T.serial(0, self._vectors) as v, T.serial(0, steps) as s, T.serial(0, QUADS) as q:
-            with T.serial(0, TILE_ROWS) as r:
-                for c in range(QUAD):
-                    level = T.Bind(T.Cast("int32", b.buffer[b.at(v, s, 64 * q + QUAD * r + c)]))
-                    for t, sums in enumerate(self._sums):
-                        column = a.column + TILE_COLUMNS * s + QUAD * q + c
-                        product = T.Cast("int32", a.buffer[a.row + t, column]) * level
-                        put(sums, (TILE_ROWS * v + r,), sums[TILE_ROWS * v + r] + product)
+        # Bytes of a step in order: 16 quads of 16 rows x 4 columns.
+        with T.serial(0, self._vectors) as v, T.serial(0, steps) as s, T.serial(0, QUADS * TILE_ROWS) as i:
+            q, r = T.floordiv(i, TILE_ROWS), T.floormod(i, TILE_ROWS)
+            for c in range(QUAD):
+                level = T.Bind(T.Cast("int32", b.buffer[b.at(v, s, QUAD * i + c)]))
+                for t, sums in enumerate(self._sums):
+                    column = a.column + TILE_COLUMNS * s + QUAD * q + c
+                    product = T.Cast("int32", a.buffer[a.row + t, column]) * level
+                    put(sums, (TILE_ROWS * v + r,), sums[TILE_ROWS * v + r] + product)

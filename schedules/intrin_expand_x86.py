@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .packing import MU, STEP_COLUMNS, TILE_ROWS
-from .tir import T, as_type, load, put, scratch, shuffle, splat, store
+from .tir import T, as_type, load, scratch, shuffle, splat, store
 
 GROUPS = STEP_COLUMNS // MU
 HALF = GROUPS // 2

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .tir import T, as_type, isplat, splat
+from .tir import T, as_type, isplat, put, splat
 
 LARGEST_SHIFT = 31
 MOVED_LIMIT = (1 << 30) - 1
@@ -64,14 +64,25 @@ def vector_shift_round(values: Any, shifts: Any, half: Any) -> Any:
     return T.shift_right(values + half, shifts)
 
 
-class VectorMove:
-    """Moves int32x16 values down by a scalar shift, or up where it is negative; see :func:`move`."""
+MOVE_FIELDS = 4
+"""int32 numbers that describe one move: shift down, shift up, rounding half, limit."""
 
-    def __init__(self, shift: Any) -> None:
-        down, up = T.Bind(clamp_shift(shift)), T.Bind(clamp_shift(T.int32(0) - shift))
-        self._down, self._up = T.Bind(splat(down)), T.Bind(splat(up))
-        self._half = T.Bind(rounding_half(self._down, 16))
-        self._limit = T.Bind(splat(T.Bind(T.shift_right(T.int32(MOVED_LIMIT), up))))
+
+def store_move(table: Any, row: Any, shift: Any) -> None:
+    """Writes the numbers of a move by ``shift`` to a row of ``table`` int32[rows, 4]."""
+    down, up = T.Bind(clamp_shift(shift)), T.Bind(clamp_shift(T.int32(0) - shift))
+    half = T.shift_right(as_type(T.shift_left(T.int32(1), down), "uint32"), T.uint32(1))
+    limit = T.shift_right(T.int32(MOVED_LIMIT), up)
+    for field, value in enumerate((down, up, as_type(half, "int32"), limit)):
+        put(table, (row, field), value)
+
+
+class VectorMove:
+    """Moves int32x16 values as a row of ``store_move`` says: down, or up where the shift was negative."""
+
+    def __init__(self, table: Any, row: Any) -> None:
+        fields = [T.Bind(splat(table[row, field])) for field in range(MOVE_FIELDS)]
+        self._down, self._up, self._half, self._limit = fields
 
     def __call__(self, values: Any) -> Any:
         limited = T.max(T.min(values, self._limit), isplat(0) - self._limit)
