@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from .dequant_finish import Finish
-from .dequant_spec import MOST_TOKENS, Buffers, DequantSpec, Tokens, worth_threads
+from .dequant_spec import MOST_TOKENS, Buffers, Chunks, DequantSpec, Tokens, worth_threads
 from .dequant_vector import counted, expand_step, panel_planes, workspace
 from .intrin_amx import TOKENS, AmxDot, load_tile, store_tile, tile_call, tile_session
 from .intrin_dot_x86 import Levels, Rows
@@ -21,8 +21,6 @@ from .level_packing import TILE_BYTES, TILE_COLUMNS
 from .tir import T, isplat, load, store
 
 PAIR = 2 * TOKENS
-CHUNK_STEPS = 12
-"""Steps of 64 columns after which sums go to memory, so that a panel stays in the first-level cache."""
 PARTS = 8
 """Pieces that the panels are spread over threads in."""
 FEW_VECTORS = 4
@@ -101,37 +99,40 @@ class _Few:
     def _expand(self, expand: VbmiExpansion, group: Any, step: Any) -> None:
         for half in range(2):
             where = (T.bitwise_and(step, 1), half, 0)
-            expand_step(expand, self._spec, group, step, range(2 * half, 2 * half + 2), self._ring, where)
+            expand_step(
+                expand,
+                self._spec,
+                group * self._spec.tile_steps + step,
+                range(2 * half, 2 * half + 2),
+                self._ring,
+                where,
+            )
 
 
 class _Many:
     """Emits the product of 17 to 256 tokens.
 
-    A *job* is one panel in one chunk of columns; its *pairs* are 32 tokens each. Chunks are column groups,
-    or, of one long group, pieces that the accumulators are reloaded for.
+    A *job* is one panel in one chunk of columns; its *pairs* are 32 tokens each. For the parts of one long
+    group the accumulators are reloaded.
     """
 
     def __init__(self, spec: DequantSpec, buffers: Buffers, tokens: Tokens) -> None:
         self._spec, self._b, self._tokens = spec, buffers, tokens
         self._first, self._count = tokens.first, tokens.count
-        self._grouped = spec.groups > 1
-        self._chunks = spec.groups if self._grouped else -(-spec.tile_steps // CHUNK_STEPS)
-        self._steps = spec.tile_steps if self._grouped else -(-spec.tile_steps // self._chunks)
-        self._all_steps = spec.padded_k // TILE_COLUMNS
-        self._uneven = self._all_steps % self._chunks != 0
-        self._reloads = self._chunks > 1 and not self._grouped
+        self._chunks = Chunks.of(spec)
+        self._reloads = self._chunks.count > 1 and not self._chunks.grouped
         self._expand = VbmiExpansion()
 
     def emit(self) -> None:
         spec = self._spec
-        self._a = workspace((MOST_TOKENS // TOKENS, self._all_steps, TILE_BYTES), "int8")
+        self._a = workspace((MOST_TOKENS // TOKENS, self._chunks.all_steps, TILE_BYTES), "int8")
         self._copy_tokens()
         parts = min(PARTS, spec.panels) if worth_threads(spec) else 1
         with (T.parallel if parts > 1 else T.serial)(0, parts) as part:
             self._part(*_share(spec.panels, part, parts))
 
     def _copy_tokens(self) -> None:
-        with T.serial(0, self._count) as t, T.serial(0, self._all_steps) as s:
+        with T.serial(0, self._count) as t, T.serial(0, self._chunks.all_steps) as s:
             columns = load(self._b.x, (self._first + t, TILE_COLUMNS * s), TILE_COLUMNS)
             place = TILE_COLUMNS * T.floormod(t, TOKENS)
             store(self._a, (T.floordiv(t, TOKENS), s, place), columns, TILE_COLUMNS)
@@ -139,16 +140,16 @@ class _Many:
     def _part(self, panel: Any, end: Any) -> None:
         spec = self._spec
         self._sums = workspace((MOST_TOKENS // PAIR if self._reloads else 1, 4, TOKENS, 16), "int32")
-        if self._grouped:
+        if self._chunks.grouped:
             self._totals = workspace((MOST_TOKENS, 32), "int32")
         if spec.planes:
-            self._levels = workspace((self._steps, 2, TILE_BYTES), "int8")
-        jobs = (panel * self._chunks, end * self._chunks)
+            self._levels = workspace((self._chunks.steps, 2, TILE_BYTES), "int8")
+        jobs = (panel * self._chunks.count, end * self._chunks.count)
         pairs = T.Bind(T.floordiv(self._count + (PAIR - 1), PAIR))
         with tile_session(T.int64(TOKENS), levels=(6, 7)):
             if spec.planes:
                 self._open(jobs[0])
-                with T.serial(0, self._chunk_steps(jobs[0])) as s:
+                with T.serial(0, self._length(jobs[0])) as s:
                     self._expand_step(jobs[0], s)
             with T.serial(*jobs) as job, T.serial(0, pairs) as pair:
                 self._pair(job, pair, pairs, jobs)
@@ -156,14 +157,14 @@ class _Many:
 
     def _pair(self, job: Any, pair: Any, pairs: Any, jobs: Any) -> None:
         """Multiplies a pair, finishes the one before it, expands the next job beside the last pair."""
-        steps = T.Bind(self._chunk_steps(job))
+        steps = T.Bind(self._length(job))
         self._load_sums(job, pair)
         before = T.Bind(T.Select(pair > 0, job, job - 1)), T.Bind(T.Select(pair > 0, pair, pairs) - 1)
         units = T.Bind(T.Select(T.Or(pair > 0, job > jobs[0]), T.int64(PAIR), T.int64(0)))
         rate = T.Bind(T.floordiv(PAIR - 1 + steps, steps))
         second = T.Bind(pair * PAIR + TOKENS < self._count)
         more = T.And(pair == pairs - 1, job + 1 < jobs[1])
-        following = T.Bind(T.Select(more, self._chunk_steps(job + 1), T.int64(0)))
+        following = T.Bind(T.Select(more, self._length(job + 1), T.int64(0)))
         if self._spec.planes:
             with T.If(following > 0), T.Then():
                 self._open(job + 1)
@@ -173,16 +174,19 @@ class _Many:
             if self._spec.planes:
                 with T.If(s < following), T.Then():
                     self._expand_step(job + 1, s)
-        if self._spec.planes and self._uneven:
+        if self._spec.planes and self._chunks.uneven:
             with T.If(following > steps), T.Then(), T.serial(steps, following) as s:
                 self._expand_step(job + 1, s)
         for tile in range(4):
             store_tile(tile, self._sums, (self._slot(pair), tile, 0, 0))
 
-    def _chunk_steps(self, job: Any) -> Any:
-        if not self._uneven:
-            return T.int64(self._steps)
-        return T.min(T.int64(self._steps), self._all_steps - T.floormod(job, self._chunks) * self._steps)
+    def _at(self, job: Any) -> tuple[Any, Any]:
+        """Panel and chunk of a job."""
+        return T.floordiv(job, self._chunks.count), T.floormod(job, self._chunks.count)
+
+    def _length(self, job: Any) -> Any:
+        """Steps of a job."""
+        return self._chunks.length(self._at(job)[1])
 
     def _slot(self, pair: Any) -> Any:
         return pair if self._reloads else 0
@@ -197,7 +201,7 @@ class _Many:
         if not self._reloads:
             clear()
             return
-        with T.If(T.floormod(job, self._chunks) == 0):
+        with T.If(self._at(job)[1] == 0):
             with T.Then():
                 clear()
             with T.Else():
@@ -206,7 +210,7 @@ class _Many:
 
     def _multiply(self, job: Any, pair: Any, s: Any, second: Any) -> None:
         """One step of 64 columns: tiles 0 to 3 are sums, 4 and 5 tokens, 6 and 7 rows."""
-        step = T.Bind(T.floormod(job, self._chunks) * self._steps + s)
+        step = T.Bind(self._at(job)[1] * self._chunks.steps + s)
         load_tile(4, self._a, (2 * pair, step, 0), once=True)
         for tile in range(2):
             self._load_levels(6 + tile, job, step, s, tile)
@@ -220,30 +224,28 @@ class _Many:
         if self._spec.planes:
             load_tile(register, self._levels, (s, tile, 0))
         else:
-            load_tile(register, self._b.weights[0], (T.floordiv(job, self._chunks), step, tile, 0))
+            load_tile(register, self._b.weights[0], (self._at(job)[0], step, tile, 0))
 
     def _open(self, job: Any) -> None:
         """Makes the codebooks of a job."""
-        panel, chunk = T.floordiv(job, self._chunks), T.floormod(job, self._chunks)
-        self._expand.begin(panel_planes(self._spec, self._b, panel, chunk))
+        self._expand.begin(panel_planes(self._spec, self._b, *self._at(job)))
 
     def _expand_step(self, job: Any, s: Any) -> None:
-        # Chunks of columns follow each other, groups or not: count the steps from the first chunk on.
-        step = T.Bind(T.floormod(job, self._chunks) * self._steps + s)
-        expand_step(self._expand, self._spec, 0, step, range(2), self._levels, (s,))
+        step = T.Bind(self._at(job)[1] * self._chunks.steps + s)
+        expand_step(self._expand, self._spec, step, range(2), self._levels, (s,))
 
     def _finish_units(self, job: Any, pair: Any, start: Any, end: Any) -> None:
         """Tokens ``start`` to ``end`` of a pair whose sums are in memory."""
-        chunk = T.Bind(T.floormod(job, self._chunks))
-        finish = Finish(self._spec, self._b, self._tokens, T.floordiv(job, self._chunks), range(2))
+        chunk = T.Bind(self._at(job)[1])
+        finish = Finish(self._spec, self._b, self._tokens, self._at(job)[0], range(2))
         last = T.min(end, self._count - pair * PAIR)
         if self._reloads:
-            last = T.Select(chunk == self._chunks - 1, last, T.int64(0))
+            last = T.Select(chunk == self._chunks.count - 1, last, T.int64(0))
         finish.bind()
         with T.serial(start, T.max(last, start)) as t:
             row, half, place = T.Bind(pair * PAIR + t), T.floordiv(t, TOKENS), T.floormod(t, TOKENS)
             values = [load(self._sums, (self._slot(pair), 2 * half + v, place, 0), 16) for v in range(2)]
-            if self._grouped:
+            if self._chunks.grouped:
                 self._add_group(finish, chunk, row, values)
             else:
                 finish.token(row, values)
@@ -252,7 +254,7 @@ class _Many:
         first = T.broadcast(chunk == 0, 16)
         before = [T.Select(first, isplat(0), load(self._totals, (row, 16 * v), 16)) for v in range(2)]
         added = [T.Bind(v) for v in finish.add_group(row, chunk, values, before)]
-        with T.If(chunk == self._chunks - 1):
+        with T.If(chunk == self._chunks.count - 1):
             with T.Then():
                 finish.token(row, added)
             with T.Else():

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 from .level_packing import PANEL_ROWS, TILE_BYTES, TILE_COLUMNS, check_groups, padded_columns
 from .packing import BLOCK_ROWS, STEP_COLUMNS, row_blocks
-from .tir import KernelBuilder
+from .tir import KernelBuilder, T
 
 STORED_LEVELS = 8
 """``bits`` of weights that are stored as levels."""
 MOST_TOKENS = 256
 """Tokens that a product takes at once; more come in pieces."""
+CHUNK_STEPS = 12
+"""Steps of 64 columns in a part of one long group: a panel of it is 24 KB."""
 PARALLEL_WEIGHTS = 1 << 19
 """Weights from which on the panels of a product are spread over threads."""
 
@@ -79,6 +81,43 @@ class DequantSpec:
     def key_steps(self) -> int:
         """Steps of 32 columns that the keys of one group hold."""
         return -(-(self.k // self.groups) // STEP_COLUMNS)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Pieces of the columns that a panel is multiplied in: column groups, or parts of one long group.
+
+    A part is short enough for a panel of it to stay in the first-level cache.
+
+    Attributes:
+        count: number of chunks.
+        steps: steps of 64 columns in each; the last part of a group may have fewer.
+        all_steps: steps of all chunks.
+        grouped: whether chunks are column groups.
+    """
+
+    count: int
+    steps: int
+    all_steps: int
+    grouped: bool
+
+    @staticmethod
+    def of(spec: DequantSpec) -> Chunks:
+        all_steps = spec.groups * spec.tile_steps
+        if spec.groups > 1:
+            return Chunks(spec.groups, spec.tile_steps, all_steps, True)
+        count = -(-all_steps // CHUNK_STEPS)
+        return Chunks(count, -(-all_steps // count), all_steps, False)
+
+    @property
+    def uneven(self) -> bool:
+        return self.count * self.steps != self.all_steps
+
+    def length(self, chunk: Any) -> Any:
+        """Steps of a chunk."""
+        if not self.uneven:
+            return T.int64(self.steps)
+        return T.min(T.int64(self.steps), self.all_steps - chunk * self.steps)
 
 
 @dataclass(frozen=True, slots=True)

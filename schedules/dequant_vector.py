@@ -11,11 +11,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from .dequant_finish import Finish
-from .dequant_spec import Buffers, DequantSpec, Tokens, worth_threads
+from .dequant_spec import MOST_TOKENS, Buffers, Chunks, DequantSpec, Tokens, worth_threads
 from .intrin_dot_x86 import DotProduct, Levels, Rows, dot_product, preferred_bias
 from .intrin_expand_x86 import GROUPS, Expansion, Planes, expansion
 from .level_packing import TILE_BYTES, TILE_COLUMNS
-from .tir import T, isplat, load, scratch, store
+from .tir import T, isplat, load, store
 
 VECTORS = 2
 """Vectors of 16 rows in a panel."""
@@ -29,61 +29,70 @@ def vector_product(spec: DequantSpec, isa: str, buffers: Buffers, tokens: Tokens
 
 
 class _Panel:
-    """Emits one panel for all tokens."""
+    """Emits one panel for all tokens of a piece, chunk by chunk of its columns."""
 
     def __init__(self, spec: DequantSpec, isa: str, buffers: Buffers, tokens: Tokens, panel: Any) -> None:
         self._spec, self._isa, self._b, self._tokens, self._panel = spec, isa, buffers, tokens, panel
+        self._chunks = Chunks.of(spec)
         self._finish = Finish(spec, buffers, tokens, panel, range(VECTORS))
 
     def emit(self) -> None:
+        if self._chunks.count > 1:
+            self._sums = workspace((MOST_TOKENS, 16 * VECTORS), "int32")
         if self._spec.planes:
-            steps = self._spec.groups * self._spec.tile_steps
-            self._expanded = workspace((1, steps, 2, TILE_BYTES), "int8")
-            self._expand()
+            self._expanded = workspace((1, self._chunks.steps, 2, TILE_BYTES), "int8")
         self._finish.bind()
+        with counted(self._chunks.count) as chunk:
+            if self._spec.planes:
+                self._expand(chunk)
+            self._tiles(chunk)
+
+    def _tiles(self, chunk: Any) -> None:
         done: Any = T.int64(0)
         for tokens in self._dot().token_tiles:
             count = T.floordiv(self._tokens.count - done, tokens)
             with T.serial(0, count) as i:
-                self._tile(T.Bind(done + i * tokens), tokens)
+                self._tile(chunk, T.Bind(done + i * tokens), tokens)
             done = T.Bind(done + count * tokens)
 
     def _dot(self) -> DotProduct:
         return dot_product(self._isa, VECTORS, preferred_bias(self._isa) if self._spec.planes else 0)
 
-    def _expand(self) -> None:
-        spec, expand = self._spec, expansion(self._isa, preferred_bias(self._isa))
-        with counted(spec.groups) as g:
-            expand.begin(panel_planes(spec, self._b, self._panel, g))
-            with T.serial(0, spec.tile_steps) as s:
-                where = (0, g * spec.tile_steps + s)
-                expand_step(expand, spec, g, s, range(VECTORS), self._expanded, where)
+    def _expand(self, chunk: Any) -> None:
+        expand, first = expansion(self._isa, preferred_bias(self._isa)), chunk * self._chunks.steps
+        expand.begin(panel_planes(self._spec, self._b, self._panel, chunk))
+        with T.serial(0, self._chunks.length(chunk)) as s:
+            expand_step(expand, self._spec, first + s, range(VECTORS), self._expanded, (0, s))
 
-    def _levels(self, group: Any) -> Levels:
-        step = group * self._spec.tile_steps
+    def _tile(self, chunk: Any, token: Any, tokens: int) -> None:
+        dot, first = self._dot(), chunk * self._chunks.steps
+        levels = Levels(self._b.weights[0], (), self._panel, first)
         if self._spec.planes:
-            return Levels(self._expanded, (), 0, step)
-        return Levels(self._b.weights[0], (), self._panel, step)
+            levels = Levels(self._expanded, (), 0, 0)
+        dot.begin(tokens)
+        columns = Rows(self._b.x, self._tokens.first + token, first * TILE_COLUMNS)
+        dot.accumulate(columns, levels, self._chunks.length(chunk))
+        for t in range(tokens):
+            self._add(chunk, token + t, [dot.total(t, v) for v in range(VECTORS)])
 
-    def _tile(self, token: Any, tokens: int) -> None:
-        dot, steps, row = self._dot(), self._spec.tile_steps, self._tokens.first + token
-        if self._spec.groups == 1:
-            dot.begin(tokens)
-            dot.accumulate(Rows(self._b.x, row, 0), self._levels(0), steps)
-            for t in range(tokens):
-                self._finish.token(token + t, [dot.total(t, v) for v in range(VECTORS)])
+    def _add(self, chunk: Any, token: Any, values: list[Any]) -> None:
+        """Adds a chunk's sums of one token to those of the chunks before; ends with the last."""
+        if self._chunks.count == 1:
+            self._finish.token(token, values)
             return
-        sums = [scratch((16 * VECTORS,), "int32") for _ in range(tokens)]
-        for buffer in sums:
-            _store_all(buffer, [isplat(0)] * VECTORS)
-        with T.serial(0, self._spec.groups) as g:
-            dot.begin(tokens)
-            dot.accumulate(Rows(self._b.x, row, g * steps * TILE_COLUMNS), self._levels(g), steps)
-            for t, buffer in enumerate(sums):
-                values = [dot.total(t, v) for v in range(VECTORS)]
-                _store_all(buffer, self._finish.add_group(token + t, g, values, _load_all(buffer)))
-        for t, buffer in enumerate(sums):
-            self._finish.token(token + t, _load_all(buffer))
+        first = T.broadcast(chunk == 0, 16)
+        before = [T.Select(first, isplat(0), load(self._sums, (token, 16 * v), 16)) for v in range(VECTORS)]
+        if self._chunks.grouped:
+            values = self._finish.add_group(token, chunk, values, before)
+        else:
+            values = [value + old for value, old in zip(values, before, strict=True)]
+        values = [T.Bind(value) for value in values]
+        with T.If(chunk == self._chunks.count - 1):
+            with T.Then():
+                self._finish.token(token, values)
+            with T.Else():
+                for v, value in enumerate(values):
+                    store(self._sums, (token, 16 * v), value, 16)
 
 
 def panel_planes(spec: DequantSpec, buffers: Buffers, panel: Any, group: Any, tiles: int = VECTORS) -> Planes:
@@ -94,21 +103,16 @@ def panel_planes(spec: DequantSpec, buffers: Buffers, panel: Any, group: Any, ti
 
 
 def expand_step(
-    expand: Expansion,
-    spec: DequantSpec,
-    group: Any,
-    step: Any,
-    tiles: range,
-    out: Any,
-    where: tuple[Any, ...],
+    expand: Expansion, spec: DequantSpec, step: Any, tiles: range, out: Any, where: tuple[Any, ...]
 ) -> None:
     """Expands one step of 64 columns of row tiles into ``out[*where, 0, :]``, ``out[*where, 1, :]``.
 
-    The keys of a last step may lack its second half: those columns have activations of zero.
+    Steps count from the first column on. The keys of the last one may lack its second half: those columns
+    have activations of zero.
     """
     for half in range(2):
         at = 2 * step + half
-        guarded = spec.key_steps % 2 == 1 and half == 1
+        guarded = spec.groups == 1 and spec.key_steps % 2 == 1 and half == 1
         with ExitStack() as stack:
             if guarded:
                 stack.enter_context(T.If(at < spec.key_steps))
@@ -121,16 +125,7 @@ def expand_step(
                 byte = 64 * (GROUPS * half + quad) + offset
                 store(out, (*where, tile - tiles.start, byte), levels, lanes)
 
-            expand.tile(group * spec.key_steps + at, tile, write)
-
-
-def _load_all(buffer: Any) -> list[Any]:
-    return [load(buffer, (16 * v,), 16) for v in range(VECTORS)]
-
-
-def _store_all(buffer: Any, values: list[Any]) -> None:
-    for v, value in enumerate(values):
-        store(buffer, (16 * v,), value, 16)
+            expand.tile(at, tile, write)
 
 
 def workspace(shape: tuple[int, ...], dtype: str) -> Any:
