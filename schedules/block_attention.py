@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from .block_format import down_shift, emit_bit_length, emit_down_shift, magnitude
 from .integer_tables import EXP_BITS, ExpTable, exp2
 from .intrin_dot_x86 import Levels, Rows, dot_product
-from .level_packing import QUAD, padded_columns
+from .level_packing import PANEL_ROWS, QUAD, TILE_BYTES, TILE_COLUMNS, padded_columns
 from .lut_table import tree_reduce
-from .packing import BLOCK_ROWS
+from .packing import BLOCK_ROWS, TILE_ROWS
 from .rounding_shift import clamp_shift, clamp_shifts, rounding_half, shift_round, vector_shift_round
 from .tir import LANES, KernelBuilder, T, as_type, body, isplat, load, put, scratch, splat, store
 
@@ -152,6 +152,7 @@ class _Head:
         self.blocks = T.Bind(T.floordiv(count + (BLOCK_ROWS - 1), BLOCK_ROWS))
         self.dot = dot_product("avx512_vbmi" if isa == "amx" else isa)
         self.padded = padded_columns(spec.head_width)
+        self.steps = self.padded // TILE_COLUMNS
         self.value_blocks = self.padded // BLOCK_ROWS
         self._allocate()
 
@@ -161,9 +162,9 @@ class _Head:
         def buffer(shape: list[int], dtype: str) -> Any:
             return T.alloc_buffer(shape, dtype, align=64, layout=None)
 
-        quads = 4 * BLOCK_ROWS
-        self.keys = buffer([spec.keys // BLOCK_ROWS, self.padded // QUAD, quads], "int8")
-        self.values = buffer([self.value_blocks, spec.keys // QUAD, quads], "int8")
+        key_steps = spec.keys // TILE_COLUMNS
+        self.keys = buffer([spec.keys // PANEL_ROWS, self.steps, 2, TILE_BYTES], "int8")
+        self.values = buffer([self.padded // PANEL_ROWS, key_steps, 2, TILE_BYTES], "int8")
         self.key_exponents = buffer([spec.keys], "int32")
         self.value_exponents = buffer([spec.keys], "int32")
         self.four = buffer([QUAD, self.padded], "int8")
@@ -206,28 +207,34 @@ class _Head:
             store(out, (row, c), T.broadcast(T.int8(0), LANES), LANES)
 
     def _scatter_key(self, row: Any, t: Any) -> None:
-        block, lane = T.Bind(T.floordiv(t, BLOCK_ROWS)), T.Bind(T.floormod(t, BLOCK_ROWS))
-        with T.serial(0, self.padded // QUAD) as quad:
-            store(self.keys, (block, quad, lane * QUAD), load(self.four, (row, quad * QUAD), QUAD), QUAD)
+        panel = T.Bind(T.floordiv(t, PANEL_ROWS))
+        tile = T.Bind(T.floormod(T.floordiv(t, TILE_ROWS), 2))
+        lane = T.Bind(T.floormod(t, TILE_ROWS) * QUAD)
+        with T.serial(0, self.steps) as step, T.serial(0, TILE_COLUMNS // QUAD) as quad:
+            four = load(self.four, (row, step * TILE_COLUMNS + quad * QUAD), QUAD)
+            store(self.keys, (panel, step, tile, quad * TILE_COLUMNS + lane), four, QUAD)
 
     def _interleave_values(self, quad: Any) -> None:
-        """Four tokens' columns side by side: 64 x 4 bytes per block of 64 columns."""
-        with T.serial(0, self.value_blocks) as block, T.serial(0, BLOCK_ROWS // LANES) as v:
-            column = T.Bind(block * BLOCK_ROWS + v * LANES)
+        """Four tokens' columns side by side: 16 x 4 bytes for every 16 columns."""
+        step = T.Bind(T.floordiv(quad, TILE_COLUMNS // QUAD))
+        place = T.Bind(T.floormod(quad, TILE_COLUMNS // QUAD) * TILE_COLUMNS)
+        with T.serial(0, self.padded // PANEL_ROWS) as panel, T.serial(0, 2) as tile:
+            column = T.Bind(panel * PANEL_ROWS + tile * TILE_ROWS)
             total: Any = None
             for i in range(QUAD):
                 byte = T.Cast("uint32x16", as_type(load(self.four, (i, column), LANES), "uint8x16"))
                 byte = T.shift_left(byte, splat(T.uint32(8 * i)))
                 total = byte if total is None else T.bitwise_or(total, byte)
-            store(self.values, (block, quad, v * 4 * LANES), as_type(total, "int8x64"), 4 * LANES)
+            store(self.values, (panel, step, tile, place), as_type(total, "int8x64"), 4 * LANES)
 
     def _clear_values(self) -> None:
         """What lies between the last quad of tokens and the end of its tile is multiplied by zero weights."""
-        start = T.floordiv(self.count + (QUAD - 1), QUAD)
-        stop = self.blocks * (BLOCK_ROWS // QUAD)
-        with T.serial(0, self.value_blocks) as block, T.serial(start, stop) as quad:
-            for v in range(4):
-                store(self.values, (block, quad, 64 * v), T.broadcast(T.int8(0), 64), 64)
+        quads = TILE_COLUMNS // QUAD
+        start, last = T.floordiv(self.count + (QUAD - 1), QUAD), T.Bind(self.blocks - 1)
+        with T.serial(0, self.padded // PANEL_ROWS) as panel, T.serial(start, self.blocks * quads) as quad:
+            for tile in range(2):
+                byte = (quad - last * quads) * TILE_COLUMNS
+                store(self.values, (panel, last, tile, byte), T.broadcast(T.int8(0), 64), 64)
 
     def rows(self, q: Any, q_exponents: Any, y: Any, y_exponents: Any) -> None:
         done: Any = T.int64(0)
@@ -250,18 +257,16 @@ class _Head:
             self._softmax(t, T.Bind(tree_reduce(load(tops[t], (0,), LANES), LANES, T.max)), sums)
         with T.serial(0, self.value_blocks) as block:
             self.dot.begin(tokens)
-            self.dot.accumulate(
-                Rows(self.weights, 0, 0),
-                Levels(self.values, (block,), 0),
-                self.blocks * (BLOCK_ROWS // QUAD),
-            )
+            values = Levels(self.values, (), block * (BLOCK_ROWS // PANEL_ROWS), 0)
+            self.dot.accumulate(Rows(self.weights, 0, 0), values, self.blocks)
             for t in range(tokens):
                 self._finish(t, start + t, block, sums, y, y_exponents)
 
     def _scores(self, block: Any, tokens: int, exponents: Any, tops: list[Any]) -> None:
         """Scores of 64 keys in Q16, and the running maximum."""
         self.dot.begin(tokens)
-        self.dot.accumulate(Rows(self.queries, 0, 0), Levels(self.keys, (block,), 0), self.padded // QUAD)
+        keys = Levels(self.keys, (), block * (BLOCK_ROWS // PANEL_ROWS), 0)
+        self.dot.accumulate(Rows(self.queries, 0, 0), keys, self.steps)
         for v in range(BLOCK_ROWS // LANES):
             key = T.Bind(block * BLOCK_ROWS + v * LANES)
             key_exponents = T.Bind(load(self.key_exponents, (key,), LANES))

@@ -18,9 +18,9 @@ from .block_format import BlockLayout, bit_length, emit_bit_length, emit_quantiz
 from .integer_tables import emit_rsqrt, rsqrt
 from .lut_table import tree_reduce
 from .rounding_shift import (
-    VectorMove,
     clamp_shifts,
     move,
+    move_by,
     rounding_half,
     shift_round,
     vector_shift_round,
@@ -225,7 +225,7 @@ class _Row:
                 largest = T.max(largest, x_exponents[t, g])
             top = T.max(top, largest + self._constants[_TOP_CHANNEL] + 7)
         common = T.Bind(top - SUM_BITS)
-        moved = VectorMove(T.Bind(common - own))
+        moved = move_by(T.Bind(common - own))
         with self._columns() as v:
             store(self._row, (v * LANES,), moved(load(y, (t, v * LANES), LANES)), LANES)
         if residual is not None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .block_format import BlockLayout, emit_quantize_row, quantize
 from .integer_tables import GELU_BITS, GeluTable, gelu
-from .rounding_shift import VectorMove, clamp_shift, move, rounding_half, shift_round, vector_shift_round
+from .rounding_shift import clamp_shift, move, move_by, rounding_half, shift_round, vector_shift_round
 from .tir import LANES, KernelBuilder, T, body, isplat, load, put, scratch, splat, store
 
 BlockActivation = Literal["", "relu", "gelu"]
@@ -106,7 +106,7 @@ def _activated(
         case "relu":
             return lambda c: T.max(load(y, (t, c), LANES), isplat(0)), own
         case "gelu":
-            moved = VectorMove(T.Bind(T.int32(-GELU_BITS) - own))
+            moved = move_by(T.Bind(T.int32(-GELU_BITS) - own))
             compute = GeluTable(table, isa)
             with T.serial(0, spec.layout.width // LANES) as v:
                 store(row, (v * LANES,), compute(moved(load(y, (t, v * LANES), LANES))), LANES)

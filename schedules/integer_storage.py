@@ -14,7 +14,7 @@ from __future__ import annotations
 from .block_gather import LEVEL_BITS, RowTable
 from .block_norm import CONSTANTS
 from .dequant_gemm import DequantSpec
-from .level_packing import QUAD
+from .level_packing import PANEL_ROWS, TILE_BYTES, TILE_COLUMNS
 from .packing import BLOCK_ROWS, STEP_COLUMNS, row_blocks
 from .storage import TILES, StoredArray
 
@@ -31,7 +31,7 @@ def matrix_arrays(tensor: str, spec: DequantSpec) -> list[StoredArray]:
     """What a product reads of its weights, in the kernel's order; the bias stands between the two lists."""
     blocks = row_blocks(spec.n)
     if spec.planes:
-        steps = spec.groups * spec.steps
+        steps = spec.groups * spec.key_steps
         found = [
             StoredArray(
                 name=f"{tensor}:keys",
@@ -43,7 +43,7 @@ def matrix_arrays(tensor: str, spec: DequantSpec) -> list[StoredArray]:
             ),
         ]
     else:
-        shape = (blocks, spec.padded_k // QUAD, QUAD * BLOCK_ROWS)
+        shape = (blocks * BLOCK_ROWS // PANEL_ROWS, spec.padded_k // TILE_COLUMNS, 2, TILE_BYTES)
         found = [StoredArray(name=f"{tensor}:levels", shape=shape, dtype="int8")]
     if spec.w_groups > 1:
         shape = (blocks, spec.w_groups, BLOCK_ROWS)

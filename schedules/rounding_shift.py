@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .tir import T, as_type, isplat, put, splat
+from .tir import T, as_type, isplat, put, scratch, splat
 
 LARGEST_SHIFT = 31
 MOVED_LIMIT = (1 << 30) - 1
@@ -87,3 +87,10 @@ class VectorMove:
     def __call__(self, values: Any) -> Any:
         limited = T.max(T.min(values, self._limit), isplat(0) - self._limit)
         return vector_shift_round(T.shift_left(limited, self._up), self._down, self._half)
+
+
+def move_by(shift: Any) -> VectorMove:
+    """The move by one int32 shift."""
+    table = scratch((1, MOVE_FIELDS), "int32")
+    store_move(table, 0, shift)
+    return VectorMove(table, 0)
