@@ -195,8 +195,8 @@ class _Integers(Lowering):
         attrs = step.composite.attrs
         width = int(step.composite.argument(step.value, "gamma").ty.shape[0])
         layout = BlockLayout.of(width, int(attrs["tvmq.block"]) or None, int(attrs["tvmq.activation_bits"]))
-        wide, residual = self._summands(step, layout)
-        spec = BlockNormSpec(layout=layout, residual=residual is not None)
+        wide, residual = self._summands(step)
+        spec = BlockNormSpec(layout=layout, residual=None if residual is None else residual.layout)
         args = [wide.y, wide.exponents]
         if residual is not None:
             args += [
@@ -210,7 +210,7 @@ class _Integers(Lowering):
         mantissas, exponents = self._block_call(kernel, args, layout)
         return Blocks(mantissas, exponents, layout, step.path)
 
-    def _summands(self, step: BodyStep, layout: BlockLayout) -> tuple[Wide, Blocks | None]:
+    def _summands(self, step: BodyStep) -> tuple[Wide, Blocks | None]:
         """The int32 rows and the blocks that a norm adds."""
         values = [self._values[source] for source in step.sources]
         tables = tuple(s for value in values if isinstance(value, Tables) for s in value.steps)
@@ -218,7 +218,7 @@ class _Integers(Lowering):
         blocks = [value for value in values if isinstance(value, Blocks)]
         if tables:
             wides.append(self._gather(tables))
-        if len(wides) != 1 or len(blocks) > 1 or (blocks and blocks[0].layout != layout):
+        if len(wides) != 1 or len(blocks) > 1:
             raise ValueError(
                 f"{step.path} adds what integer norms cannot (one product and one norm's result)"
             )

@@ -45,12 +45,16 @@ _EXPONENT, _BETA_UP, _EPSILON, _EPSILON_EXPONENT, _TOP_CHANNEL = range(len(CONST
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockNormSpec:
-    """One integer layer norm: the layout of its result (and of the residual), whether a residual is added."""
+    """One integer layer norm: the layouts of its result and of the residual that is added (or None)."""
 
     layout: BlockLayout
-    residual: bool
+    residual: BlockLayout | None
 
     def __post_init__(self) -> None:
+        if self.residual is not None and self.residual.width != self.layout.width:
+            raise ValueError(
+                f"a residual of {self.residual.width} columns for rows of {self.layout.width}, expected equal"
+            )
         if self.layout.width > MAX_WIDTH:
             raise ValueError(f"rows of {self.layout.width} columns, integer norms take {MAX_WIDTH} at most")
 
@@ -153,13 +157,13 @@ def _aligned(
     """h int64[m, width] and its exponents int64[m]."""
     wide, exponents = y.astype(np.int64), y_exponents.astype(np.int64)
     top = exponents + bit_length(np.abs(wide).max(axis=1))
-    if residual is None:
+    if residual is None or spec.residual is None:
         common = top - SUM_BITS
         return move(wide, (common - exponents)[:, None]), common
     mantissas, x_exponents, channels = residual
     top = np.maximum(top, x_exponents.max(axis=1) + top_channel + 7)
     common = top - SUM_BITS
-    columns = np.repeat(x_exponents.astype(np.int64), spec.layout.block, axis=1) + channels.astype(np.int64)
+    columns = np.repeat(x_exponents.astype(np.int64), spec.residual.block, axis=1) + channels
     raised = mantissas[:, : spec.layout.width].astype(np.int64) << RESIDUAL_UP
     added = shift_round(raised, common[:, None] + RESIDUAL_UP - columns)
     return move(wide, (common - exponents)[:, None]) + added, common
@@ -180,10 +184,10 @@ def block_norm(spec: BlockNormSpec, name: str = "block_norm") -> Any:
         y = kernel.param("y", (m, layout.width), "int32")
         y_exponents = kernel.param("y_exponents", (m,), "int32")
         residual = None
-        if spec.residual:
+        if spec.residual is not None:
             residual = (
-                kernel.param("x", (m, layout.padded), "int8"),
-                kernel.param("x_exponents", (m, layout.groups), "int32"),
+                kernel.param("x", (m, spec.residual.padded), "int8"),
+                kernel.param("x_exponents", (m, spec.residual.groups), "int32"),
                 kernel.param("channels", (layout.width,), "int8"),
             )
         gamma, beta = (kernel.param(n, (layout.width,), "int16") for n in ("gamma", "beta"))
@@ -208,7 +212,7 @@ class _Row:
     """Emits the steps over one token; ``row`` holds h, then the centred row, then the result."""
 
     def __init__(self, spec: BlockNormSpec, row: Any, constants: Any, table: Any) -> None:
-        self._width, self._layout = spec.layout.width, spec.layout
+        self._width, self._residual = spec.layout.width, spec.residual or spec.layout
         self._row, self._constants, self._table = row, constants, table
 
     def _columns(self) -> Any:
@@ -221,7 +225,7 @@ class _Row:
         if residual is not None:
             x_exponents = residual[1]
             largest: Any = x_exponents[t, 0]
-            for g in range(1, self._layout.groups):
+            for g in range(1, self._residual.groups):
                 largest = T.max(largest, x_exponents[t, g])
             top = T.max(top, largest + self._constants[_TOP_CHANNEL] + 7)
         common = T.Bind(top - SUM_BITS)
@@ -235,10 +239,10 @@ class _Row:
     def _add(self, residual: Any, common: Any, t: Any) -> None:
         """Adds the residual's blocks, brought to ``common``, to ``row``."""
         x, x_exponents, channels = residual
-        with T.serial(0, self._layout.groups) as g:
+        with T.serial(0, self._residual.groups) as g:
             base = T.Bind(splat(T.Bind(common + RESIDUAL_UP - x_exponents[t, g])))
-            with T.serial(0, self._layout.block // LANES) as v:
-                c = T.Bind(g * self._layout.block + v * LANES)
+            with T.serial(0, self._residual.block // LANES) as v:
+                c = T.Bind(g * self._residual.block + v * LANES)
                 shifts = base - T.Cast("int32x16", load(channels, (c,), LANES))
                 shifts = T.Bind(clamp_shifts(shifts, LANES))
                 raised = T.shift_left(T.Cast("int32x16", load(x, (t, c), LANES)), isplat(RESIDUAL_UP))
