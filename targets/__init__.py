@@ -59,12 +59,28 @@ def detect_host() -> list[str]:
     return [spec.name for spec in runnable(tuple(get_target(n) for n in _NAMES), host_flags())]
 
 
+def refused_host() -> list[str]:
+    """Names of the levels that this CPU has and the operating system refuses to this process."""
+    fit = [get_target(n) for n in _NAMES if get_target(n).cpu_flags <= host_flags()]
+    return [spec.name for spec in fit if not spec.permission()]
+
+
+def permitted(name: str) -> bool:
+    """Whether this process may use the registers of level ``name``; asks for them if it has not yet.
+
+    To be called before the level's code runs. True for unknown names.
+    """
+    return name not in _NAMES or get_target(name).permission()
+
+
 __all__ = [
     "TargetSpec",
     "detect_host",
     "get_target",
     "host_cpu",
     "host_flags",
+    "permitted",
+    "refused_host",
     "resolve_targets",
     "target_names",
 ]

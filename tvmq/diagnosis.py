@@ -129,10 +129,11 @@ def _compiler() -> Check:
 
 
 def _cpu() -> Check:
-    from targets import detect_host, host_cpu
+    from targets import detect_host, host_cpu, refused_host
 
     levels = detect_host()
     found = f"{host_cpu()}, {machine.usable_cores()} cores, {', '.join(levels) or 'no known ISA level'}"
+    found += "".join(f"; the system refuses {name}" for name in refused_host())
     if levels:
         return Check(name="CPU", status="ok", found=found)
     return Check(name="CPU", status="optional", found=found, fix="compile with --target for another machine")

@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import MissingToolError
+from targets import permitted
+
+from .errors import MissingToolError, UsageError
 
 CPU = 1
 POOLED_ALLOCATOR = 2
@@ -109,9 +111,16 @@ def _loadable(library: Path) -> str:
 
 
 class Machine:
-    """One virtual machine over one library. Not for use by two threads at once."""
+    """One virtual machine over one library. Not for use by two threads at once.
+
+    Raises:
+        UsageError: the operating system refuses the registers of the library's ISA level.
+    """
 
     def __init__(self, library: Path) -> None:
+        if not permitted(library.stem):
+            level = library.stem
+            raise UsageError(f"this system refuses the registers of ISA level {level}; choose another --isa")
         self._ffi = ffi()
         self._vm = self._ffi.load_module(_loadable(library))["vm_load_executable"]()
         self._vm["vm_initialization"](CPU, 0, POOLED_ALLOCATOR, CPU, 0, POOLED_ALLOCATOR)

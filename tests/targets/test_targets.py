@@ -3,14 +3,28 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from targets import detect_host, get_target, host_cpu, host_flags, resolve_targets, target_names
+from targets import (
+    detect_host,
+    get_target,
+    host_cpu,
+    host_flags,
+    permitted,
+    refused_host,
+    resolve_targets,
+    target_names,
+)
 from targets.detect import runnable
-from targets.spec import TargetSpec
+from targets.permission import request_tile_data
+from targets.spec import TargetSpec, always, vector_isa
 
 ALL = tuple(get_target(name) for name in target_names())
 
@@ -35,13 +49,68 @@ def test_unknown_target_lists_the_known() -> None:
 
 @pytest.mark.parametrize(
     ("missing", "best"),
-    [(set(), "x86_64_v4_vnni"), ({"avx512vbmi"}, "x86_64_v3"), ({"fma"}, "x86_64_v2"), ({"ssse3"}, None)],
+    [
+        (set(), "x86_64_v4_amx"),
+        ({"amx_int8"}, "x86_64_v4_vnni"),
+        ({"avx512vbmi"}, "x86_64_v3"),
+        ({"fma"}, "x86_64_v2"),
+        ({"ssse3"}, None),
+    ],
 )
 def test_runnable_needs_every_flag(missing: set[str], best: str | None) -> None:
-    found = runnable(ALL, ALL[-1].cpu_flags - missing)
+    permitted = tuple(replace(spec, permission=always) for spec in ALL)
+    found = runnable(permitted, ALL[-1].cpu_flags - missing)
     assert [spec.name for spec in found][:1] == ([best] if best else [])
     assert [spec.rank for spec in found] == sorted((spec.rank for spec in found), reverse=True)
-    assert runnable(ALL, frozenset()) == []
+    assert runnable(permitted, frozenset()) == []
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU with every feature under a system that keeps the tile registers."""
+    denied = replace(get_target("x86_64_v4_amx"), permission=lambda: False)
+    monkeypatch.setattr("targets.x86_64_v4_amx.TARGET", denied)
+    monkeypatch.setattr("targets.host_flags", lambda: ALL[-1].cpu_flags)
+
+
+def test_a_refused_level_falls_back_to_the_one_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch)
+    assert detect_host() == ["x86_64_v4_vnni", "x86_64_v3", "x86_64_v2"]
+    assert refused_host() == ["x86_64_v4_amx"]
+    assert not permitted("x86_64_v4_amx")
+    assert permitted("x86_64_v4_vnni")
+    assert permitted("another name")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="Linux on x86-64 only")
+@pytest.mark.parametrize(("answer", "granted"), [(0, True), (-1, False)])
+def test_permission_is_what_the_system_answers(
+    monkeypatch: pytest.MonkeyPatch, answer: int, granted: bool
+) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    class Library:
+        def __init__(self, name: None, use_errno: bool) -> None:
+            def syscall(*arguments: ctypes.c_long) -> int:
+                asked.append(tuple(argument.value for argument in arguments))
+                return answer
+
+            self.syscall = syscall
+
+    monkeypatch.setattr("targets.permission.ctypes.CDLL", Library)
+    assert request_tile_data.__wrapped__() == granted
+    assert asked == [(158, 0x1023, 18)]
+
+
+def test_no_permission_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("targets.permission.platform.machine", lambda: "aarch64")
+    assert not request_tile_data.__wrapped__()
+
+
+def test_amx_runs_the_vector_kernels_of_the_level_below() -> None:
+    amx, below = get_target("x86_64_v4_amx"), get_target("x86_64_v4_vnni")
+    assert vector_isa(amx.kernel_isa) == below.kernel_isa == vector_isa(below.kernel_isa)
+    assert set(below.llvm_features) < set(amx.llvm_features)
+    assert (amx.cpu, amx.triple) == (below.cpu, below.triple)
 
 
 def test_flags_are_read_from_the_system(tmp_path: Path) -> None:

@@ -63,6 +63,11 @@ def test_a_foreign_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert row("package schedules").status == "missing"
 
 
+def test_a_refused_level_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("targets.refused_host", lambda: ["x86_64_v4_amx"])
+    assert row("CPU").found.endswith("; the system refuses x86_64_v4_amx")
+
+
 def test_no_compiler_is_a_row_not_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert row("C compiler").status == "missing"
