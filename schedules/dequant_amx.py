@@ -21,8 +21,10 @@ from .level_packing import TILE_BYTES, TILE_COLUMNS
 from .tir import T, isplat, load, store
 
 PAIR = 2 * TOKENS
-PARTS = 8
+MOST_PARTS = 8
 """Pieces that the panels are spread over threads in."""
+PART_PANELS = 6
+"""Panels that a piece should have: its first expansion and its last finish have nothing to hide behind."""
 FEW_VECTORS = 4
 """Vectors of 16 rows that few tokens meet at once."""
 
@@ -45,7 +47,7 @@ class _Few:
 
     def emit(self) -> None:
         spec = self._spec
-        parts = min(PARTS, spec.blocks) if worth_threads(spec) else 1
+        parts = _parts(spec)
         with (T.parallel if parts > 1 else T.serial)(0, parts) as part:
             self._dot = AmxDot(FEW_VECTORS)
             if spec.groups > 1:
@@ -127,7 +129,7 @@ class _Many:
         spec = self._spec
         self._a = workspace((MOST_TOKENS // TOKENS, self._chunks.all_steps, TILE_BYTES), "int8")
         self._copy_tokens()
-        parts = min(PARTS, spec.panels) if worth_threads(spec) else 1
+        parts = _parts(spec)
         with (T.parallel if parts > 1 else T.serial)(0, parts) as part:
             self._part(*_share(spec.panels, part, parts))
 
@@ -260,6 +262,10 @@ class _Many:
             with T.Else():
                 for v, value in enumerate(added):
                     store(self._totals, (row, 16 * v), value, 16)
+
+
+def _parts(spec: DequantSpec) -> int:
+    return max(1, min(MOST_PARTS, spec.panels // PART_PANELS)) if worth_threads(spec) else 1
 
 
 def _share(total: int, part: Any, parts: int) -> tuple[Any, Any]:

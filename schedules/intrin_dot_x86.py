@@ -101,7 +101,7 @@ class VnniDot:
 
     def __init__(self, vectors: int, bias: int) -> None:
         self.bias = bias
-        self.token_tiles = (6, 2, 1) if vectors > 2 else (8, 4, 1)
+        self.token_tiles: tuple[int, ...] = (6, 2, 1) if vectors > 2 else (8, 4, 1)
         self._vectors = vectors
 
     def begin(self, tokens: int) -> None:
@@ -160,7 +160,7 @@ class StoredSums:
     """Sums int32[16 * vectors] of each token in memory; a tile of 16 rows at a time is in registers."""
 
     token_tiles: tuple[int, ...]
-    bias = 0
+    bias: int = 0
 
     def __init__(self, vectors: int) -> None:
         self._vectors = vectors
@@ -228,7 +228,7 @@ class _MaddDot(StoredSums):
 class Avx2Dot(_MaddDot):
     """vpmaddubsw and vpmaddwd on 8 rows."""
 
-    token_tiles = (4, 1)
+    token_tiles: tuple[int, ...] = (4, 1)
     _names = _MaddNames(
         lanes=32,
         sign="llvm.x86.avx2.psign.b",
@@ -240,7 +240,7 @@ class Avx2Dot(_MaddDot):
 class Ssse3Dot(_MaddDot):
     """pmaddubsw and pmaddwd on 4 rows."""
 
-    token_tiles = (2, 1)
+    token_tiles: tuple[int, ...] = (2, 1)
     _names = _MaddNames(
         lanes=16,
         sign="llvm.x86.ssse3.psign.b.128",
@@ -252,7 +252,7 @@ class Ssse3Dot(_MaddDot):
 class PortableDot(StoredSums):
     """Scalar products, one row after the other: any CPU."""
 
-    token_tiles = (4, 1)
+    token_tiles: tuple[int, ...] = (4, 1)
 
     def accumulate(self, a: Rows, b: Levels, steps: Any) -> None:
         # Bytes of a step in order: 16 quads of 16 rows x 4 columns.

@@ -70,7 +70,8 @@ MOVE_FIELDS = 4
 
 def store_move(table: Any, row: Any, shift: Any) -> None:
     """Writes the numbers of a move by ``shift`` to a row of ``table`` int32[rows, 4]."""
-    down, up = T.Bind(clamp_shift(shift)), T.Bind(clamp_shift(T.int32(0) - shift))
+    down = T.Bind(clamp_shift(shift))
+    up = T.Bind(clamp_shift(T.int32(0) - T.max(shift, T.int32(-LARGEST_SHIFT))))
     half = T.shift_right(as_type(T.shift_left(T.int32(1), down), "uint32"), T.uint32(1))
     limit = T.shift_right(T.int32(MOVED_LIMIT), up)
     for field, value in enumerate((down, up, as_type(half, "int32"), limit)):

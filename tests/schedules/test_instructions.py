@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from schedules.attention import AttentionSpec, attention
+from schedules.dequant_gemm import DequantSpec, dequant_gemm
 from schedules.embedding import GatherSpec, gather
 from schedules.float_gemm import FloatSpec, float_gemm
 from schedules.lut_gemm import LutSpec, Segment, lut_gemm
@@ -36,6 +37,11 @@ def product(tables: Tables) -> LutSpec:
     )
 
 
+def integers(bits: int) -> DequantSpec:
+    """Two chunks of columns, so that every part of the kernels is there."""
+    return DequantSpec(n=96, k=1024, bits=bits, bias=True, activation="relu")
+
+
 @cache
 def assembly(name: str) -> dict[str, list[str]]:
     """Instructions (mnemonic and operands) of one kernel of every kind, by kernel."""
@@ -52,6 +58,8 @@ def assembly(name: str) -> dict[str, list[str]]:
         "gather": gather(GatherSpec(words=96, width=WIDTH, segments=product("int8").segments)),
         "argmax": argmax(SearchSpec(vocabulary=1001, banned=1, order_dtype="uint16")),
         "topk": topk(SearchSpec(vocabulary=1001, banned=1, order_dtype="uint16")),
+        "planes": dequant_gemm(integers(3), target.kernel_isa),
+        "levels": dequant_gemm(integers(8), target.kernel_isa),
     }
     module = tvm.IRModule({key: f.with_attr("global_symbol", key) for key, f in kernels.items()})
     text = tvm.compile(module, target=target.to_tvm()).mod.inspect_source("asm")
@@ -101,6 +109,40 @@ def test_v4_looks_up_and_adds_in_two_instructions() -> None:
     inner = [line for line in lines if re.match(r"vpermb|vpdpbusd", line)]
     assert not [line for line in inner if "%rsp" in line], "accumulators or tables were spilled"
     assert "vpermps" in mnemonics(assembly("x86_64_v4_vnni")["exact"])
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("x86_64_v2", 2000), ("x86_64_v3", 1500), ("x86_64_v4_vnni", 1700), ("x86_64_v4_amx", 2200)],
+)
+def test_integer_products_are_small(name: str, most: int) -> None:
+    for kernel in ("planes", "levels"):
+        assert len(assembly(name)[kernel]) < most, kernel
+
+
+def test_no_level_but_amx_has_tiles() -> None:
+    tiles = {"ldtilecfg", "tileloadd", "tileloaddt1", "tdpbssd", "tilestored", "tilezero", "tilerelease"}
+    for name in target_names():
+        found = mnemonics(assembly(name)["planes"] + assembly(name)["levels"])
+        assert found & tiles == (tiles if name == "x86_64_v4_amx" else set()), name
+    others = {k: v for k, v in assembly("x86_64_v4_amx").items() if k not in {"planes", "levels"}}
+    assert not [line for lines in others.values() for line in lines if "tmm" in line]
+
+
+@pytest.mark.parametrize("name", ["x86_64_v4_vnni", "x86_64_v4_amx"])
+def test_planes_expand_in_three_instructions(name: str) -> None:
+    lines = assembly(name)["planes"]
+    assert {"vpmultishiftqb", "vpermb", "vpternlogq"} <= mnemonics(lines)
+    assert not [line for line in lines if re.match("vpermb|vpmultishiftqb", line) and "%rsp" in line]
+
+
+def test_integer_dot_products_stay_in_registers() -> None:
+    v4 = [line for line in assembly("x86_64_v4_vnni")["levels"] if line.startswith("vpdpbusd")]
+    assert v4
+    assert not [line for line in v4 if "%rsp" in line], "accumulators were spilled"
+    v3 = assembly("x86_64_v3")["levels"]
+    assert {"vpsignb", "vpmaddubsw", "vpmaddwd"} <= mnemonics(v3)
+    assert {"psignb", "pmaddubsw", "pmaddwd"} <= mnemonics(assembly("x86_64_v2")["levels"])
 
 
 @pytest.mark.parametrize("name", target_names())

@@ -14,8 +14,17 @@ from numpy.typing import DTypeLike, NDArray
 
 from schedules.activation import activate
 from schedules.attention import AttentionSpec, attention
+from schedules.dequant_gemm import DequantSpec, dequant_gemm
 from schedules.embedding import GatherSpec, gather
 from schedules.float_gemm import FloatSpec, float_gemm, pack
+from schedules.level_packing import (
+    LevelPlanes,
+    pack_group_shifts,
+    pack_level_keys,
+    pack_levels,
+    pack_row_exponents,
+    pack_rows,
+)
 from schedules.lut_gemm import LutSpec, Segment, lut_gemm
 from schedules.lut_table import Tables, lut_table
 from schedules.lut_table import reference as table_reference
@@ -129,6 +138,27 @@ def ragged_call() -> Call:
     )
 
 
+def integer_call(bits: int) -> Call:
+    """Integer sums; the exponents of tokens, rows and groups all differ."""
+    rng = np.random.default_rng(bits)
+    spec = DequantSpec(n=81, k=384, bits=bits, groups=3, x_groups=3, w_groups=3, bias=True)
+    weights: tuple[NDArray, ...] = (pack_levels(rng.integers(-127, 128, (81, 384)).astype(np.int8)),)
+    if spec.planes:
+        planes = np.packbits(rng.integers(0, 2, (bits, 81, 384), np.uint8), axis=2, bitorder="little")
+        alphas = rng.integers(-127 // bits + 1, 127 // bits, (bits, 81, 3)).astype(np.int8)
+        weights = pack_level_keys(LevelPlanes(planes=planes, alphas=alphas, shape=(81, 384)))
+    x = rng.integers(-127, 128, (37, 384)).astype(np.int8)
+    exponents = rng.integers(-9, 9, (37, 3)).astype(np.int32)
+    shifts = pack_group_shifts(rng.integers(0, 5, (81, 3)).astype(np.uint8))
+    bias = pack_rows(rng.integers(-(1 << 20), 1 << 20, 81).astype(np.int32))
+    rows = pack_row_exponents(rng.integers(-6, 7, 81).astype(np.int8))
+    return Call(
+        kernel=lambda isa: dequant_gemm(spec, isa),
+        inputs=[x, exponents, *weights, shifts, bias, *rows],
+        outputs=[((37, 81), "int32"), ((37,), "int32")],
+    )
+
+
 def float_call(activation: str = "") -> Call:
     spec = FloatSpec(n=81, k=120, bias=True, activation=activation)
     return Call(
@@ -198,6 +228,8 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
             return ragged_call()
         case ["attention", kind]:
             return attention_call(kind)
+        case ["integer", bits]:
+            return integer_call(int(bits))
         case ["float", *activation]:
             return float_call(*activation)
         case ["pooling"]:
@@ -220,6 +252,7 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
         "table int8", "table exact", "product int8 240", "product int8 40", "product exact 240",
         "product exact 40", "product int8 40 pow2", "product exact 240 pow2", "gather", "gather pow2",
         "norm 128", "norm 39", "attention ragged", "attention cached", "attention cross", "float",
+        "integer 3", "integer 8",
         "float gelu", "argmax", "topk", "exp", "log", "activation gelu", "activation gelu_tanh",
         "activation tanh", "pooling", "normalize",
     ],
