@@ -17,7 +17,17 @@ import tvmq
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("tvmq", "relay_passes", "schedules", "targets")
-HEAVY = {"tvm", "tvm_ffi", "torch", "transformers", "sentencepiece", "numpy", "rich", "sacrebleu"}
+HEAVY = {
+    "tvm",
+    "tvm_ffi",
+    "torch",
+    "transformers",
+    "sentencepiece",
+    "tokenizers",
+    "numpy",
+    "rich",
+    "sacrebleu",
+}
 MAX_LINES = 400
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
@@ -70,6 +80,17 @@ def test_families_match_their_folder() -> None:
     configured = [name for name in modules("tvmq.families", set()) if name.endswith("_config")]
     assert {f"{name}_config" for name in FAMILIES} == set(configured)
     assert [get_family({"model_type": name}).name for name in FAMILIES] == list(FAMILIES)
+
+
+def test_tasks_match_their_folder() -> None:
+    from tvmq.families import FAMILIES, get_family
+    from tvmq.tasks import TASKS, get_task
+
+    assert set(TASKS) == modules("tvmq.tasks", {"task"})
+    assert [get_task(name).name for name in TASKS] == list(TASKS)
+    assert {get_family({"model_type": name}).task for name in FAMILIES} == set(TASKS)
+    with pytest.raises(ValueError, match="unknown task 'sing'; known: encode, translate"):
+        get_task("sing")
 
 
 def test_imports_go_one_way() -> None:

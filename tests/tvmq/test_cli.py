@@ -18,7 +18,10 @@ from tvmq.cli.options import parse_override
 from tvmq.errors import MissingToolError, UsageError
 
 Run = Callable[..., Any]
-VERBS = ("compile", "quantize", "translate", "eval", "bench", "inspect", "verify", "targets", "doctor")
+VERBS = (
+    "compile", "quantize", "translate", "embed", "classify", "tag", "eval", "bench", "inspect", "verify",
+    "targets", "doctor",
+)  # fmt: skip
 
 
 def one_error(text: str) -> str:
@@ -181,7 +184,7 @@ def test_bench_and_eval_json_keys(tvmq: Run, monkeypatch: pytest.MonkeyPatch) ->
         signature="s",
         n=2,
         seconds=1.0,
-        hypotheses=("a", "b"),
+        outputs=("a", "b"),
     )
     monkeypatch.setattr(api, "evaluate", lambda *_, **__: scored)
     value = json.loads(tvmq("eval", "a", "--data", "d.tsv", "--json").out)
@@ -224,8 +227,8 @@ def test_verbs_and_options_are_documented() -> None:
     ("words", "code", "message"),
     [
         (["--data", "none.tsv"], 3, "none.tsv: no such file; expected lines of source TAB reference"),
-        (["--baseline", "none.txt"], 3, "none.txt: no such file; expected one translation a line"),
-        (["--baseline", "short.txt"], 3, "short.txt: 1 lines, expected 2, a translation of each sentence"),
+        (["--baseline", "none.txt"], 3, "none.txt: no such file; expected one output a line"),
+        (["--baseline", "short.txt"], 3, "short.txt: 1 lines, expected 2, one for each line of the data"),
         (["--baseline", "folder"], 3, "folder: not an artifact"),
         (["--output", "folder"], 2, "folder is a folder, expected a file name"),
         (["--output", "none/out.txt"], 3, "the folder none does not exist (create it first)"),

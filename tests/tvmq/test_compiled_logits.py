@@ -64,14 +64,16 @@ def add_decode(patch: pytest.MonkeyPatch) -> None:
     """Makes ``tvmq.compile`` build ``decode`` besides what ships."""
     import tvm
 
-    from tvmq import compiler, graphs
+    from tvmq import graphs
+
+    shipped = graphs.translation_module
 
     def with_decode(programs: Any, banned: int, beams: int) -> Any:
-        module = graphs.translation_module(programs, banned, beams)
+        module = shipped(programs, banned, beams)
         module.update(tvm.IRModule({"decode": graphs.logits_module(programs)["decode"]}))
         return module
 
-    patch.setattr(compiler, "translation_module", with_decode)
+    patch.setattr(graphs, "translation_module", with_decode)
 
 
 def compiled_logits(

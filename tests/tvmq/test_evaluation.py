@@ -124,7 +124,7 @@ def test_hypotheses_keep_their_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"a\nb\n", "2 lines, expected 3, a translation of each sentence of the data"),
+        (b"a\nb\n", "2 lines, expected 3, one for each line of the data"),
         (b"", "0 lines, expected 3"),
         (b"a\n\xff\nb\n", "not UTF-8"),
     ],
