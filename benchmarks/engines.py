@@ -120,11 +120,11 @@ def disk_bytes(name: str, setup: Setup) -> int:
     """Bytes of the files the engine ``name`` needs to translate ids (tokenizers not counted for peers)."""
     match name.partition("-")[0]:
         case "tvmq":
-            return _total(setup.artifact.rglob("*")) if setup.artifact else 0
+            return total_bytes(setup.artifact.rglob("*")) if setup.artifact else 0
         case "pytorch":
-            return _total(setup.model.glob("*.safetensors"))
+            return total_bytes(setup.model.glob("*.safetensors"))
         case _:
-            return _total(setup.converted(converted_name(name)).rglob("*"))
+            return total_bytes(setup.converted(converted_name(name)).rglob("*"))
 
 
 def converted_name(name: str) -> str:
@@ -132,5 +132,6 @@ def converted_name(name: str) -> str:
     return name.removesuffix("-lut")
 
 
-def _total(paths: Iterable[Path]) -> int:
+def total_bytes(paths: Iterable[Path]) -> int:
+    """Bytes of the files among ``paths``."""
     return sum(path.stat().st_size for path in paths if path.is_file())

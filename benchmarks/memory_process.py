@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tvmq.machine import peak_bytes, reset_peak, resident_bytes
 
@@ -64,11 +66,28 @@ def measure_memory(name: str, setup: Setup, workload: Workload, *, beams: int) -
         "forced": workload.forced,
         "beams": beams,
     }
-    command = [sys.executable, "-m", "benchmarks.memory_process"]
+    return run_measured("benchmarks.memory_process", job, name)
+
+
+def run_measured(module: str, job: Mapping[str, Any], name: str) -> Memory:
+    """Memory that ``python -m module`` prints for ``job``; RuntimeError with its last line if it fails."""
+    command = [sys.executable, "-m", module]
     child = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
     if child.returncode:
         raise RuntimeError(f"memory of {name}: {(child.stderr.strip() or 'no message').splitlines()[-1]}")
-    return Memory(**json.loads(child.stdout))
+    return Memory(**json.loads(child.stdout.splitlines()[-1]))
+
+
+def watch(load: Callable[[], Callable[[], object]]) -> Memory:
+    """Memory of this process while ``load`` runs, and while the work that it returns runs twice."""
+    baseline = _mb(resident_bytes())
+    reset_peak()
+    work = load()
+    work()
+    load_peak = _mb(peak_bytes())
+    reset_peak()
+    work()
+    return Memory(baseline_mb=baseline, load_peak_mb=load_peak, run_peak_mb=_mb(peak_bytes()))
 
 
 def _measured_process(text: str) -> Memory:
@@ -80,18 +99,17 @@ def _measured_process(text: str) -> Memory:
         threads=job["threads"],
         artifact=Path(job["artifact"]) if job["artifact"] else None,
     )
-    baseline = _mb(resident_bytes())
-    reset_peak()
-    engine = build(job["engine"], setup)
 
-    def translate() -> float:
-        for source in job["sources"]:
-            engine.translate(source, beams=job["beams"], forced=job["forced"])
-        return _mb(peak_bytes())
+    def load() -> Callable[[], object]:
+        engine = build(job["engine"], setup)
 
-    load_peak = translate()
-    reset_peak()
-    return Memory(baseline_mb=baseline, load_peak_mb=load_peak, run_peak_mb=translate())
+        def translate() -> None:
+            for source in job["sources"]:
+                engine.translate(source, beams=job["beams"], forced=job["forced"])
+
+        return translate
+
+    return watch(load)
 
 
 def _mb(size: int | None) -> float:

@@ -21,7 +21,13 @@ FILE_WIDTH = 140
 """Columns where the output is not a terminal."""
 
 
-def facts(*, threads: int, read_gbps: float, load: tuple[float, float, float]) -> dict[str, Any]:
+def facts(
+    *,
+    threads: int,
+    read_gbps: float,
+    load: tuple[float, float, float],
+    packages: Sequence[str] = PACKAGES,
+) -> dict[str, Any]:
     """Machine, settings and versions; ``load`` is the system's load average before the run."""
     return {
         "cpu": host_cpu(),
@@ -32,7 +38,7 @@ def facts(*, threads: int, read_gbps: float, load: tuple[float, float, float]) -
         "load_before": [round(value, 2) for value in load],
         "load_after": [round(value, 2) for value in os.getloadavg()],
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in packages},
     }
 
 
@@ -74,22 +80,31 @@ def rows(
 
 def print_report(result: Mapping[str, Any], reference: str | None) -> None:
     """Tables on standard output: one per beam size, with the conditions above."""
+    out = console()
+    heading = f"[bold]{result['model']}[/]: {result['workload']}, batch 1, {result['rounds']} rounds"
+    print_machine(out, result["machine"], heading)
+    for beam in sorted({row["beam"] for row in result["results"]}):
+        out.print(_table([row for row in result["results"] if row["beam"] == beam], beam, reference))
+
+
+def console() -> Any:
+    """Standard output; ``FILE_WIDTH`` wide where it is not a terminal."""
     from rich.console import Console
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
-    machine = result["machine"]
+    found = Console()
+    return found if found.is_terminal else Console(width=FILE_WIDTH)
+
+
+def print_machine(out: Any, machine: Mapping[str, Any], heading: str) -> None:
+    """The heading, then CPU, threads, memory speed, load and versions."""
     packages = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if found)
-    console.print(f"\n[bold]{result['model']}[/]: {result['workload']}, batch 1, {result['rounds']} rounds")
-    console.print(
+    out.print(f"\n{heading}")
+    out.print(
         f"{machine['cpu']}, {machine['threads']} thread(s) of {machine['cores']}, "
         f"memory read {machine['read_gbps']} GB/s ({machine['read_method']}), "
         f"load {machine['load_before'][0]} before, {machine['load_after'][0]} after"
     )
-    console.print(packages, style="dim")
-    for beam in sorted({row["beam"] for row in result["results"]}):
-        console.print(_table([row for row in result["results"] if row["beam"] == beam], beam, reference))
+    out.print(packages, style="dim")
 
 
 def _table(entries: list[dict[str, Any]], beam: int, reference: str | None) -> Any:

@@ -18,17 +18,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from .process import set_threads
+
 DEFAULT_MODEL = Path("models/nmt-en-de")
 WORK = Path("build/peers")
 BASE = Path("build/nmt-base")
 BASE_SEED = 1
-
-
-def _set_threads(threads: int) -> None:
-    """OpenMP and BLAS pools are sized when a library is first imported."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def main(
@@ -60,7 +55,7 @@ def main(
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")] = None,
 ) -> None:
     """Compare translation speed, size and memory with other engines."""
-    _set_threads(threads)
+    set_threads(threads)
     load = os.getloadavg()
     from rich.console import Console
 
