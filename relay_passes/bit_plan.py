@@ -29,22 +29,25 @@ MAX_BITS = 8
 ACTIVATION_BITS = 8
 ACTIVATION_BLOCK = 64
 """Activations of mode block-int unless a plan says otherwise."""
+MAX_OUTLIERS = 5.0
+"""Percent; more of them cost more than another plane."""
 MAX_JSON_BYTES = 16 << 20
 _MAX_COLUMNS = 1 << 24
 _MAX_ROWS = 1 << 31
 _MAX_CLUSTERS = 64
 _MAX_NAME = 512
-_OPTIONAL = ("mode", "activation_bits", "activation_block")
-"""Fields that plan.json leaves out at their default: those of mode block-int."""
+_OPTIONAL = ("mode", "activation_bits", "activation_block", "outliers")
+"""Fields that plan.json leaves out at their default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockBits:
     """Bits of one weight matrix [n, k].
 
-    ``bits`` is 1..8, or 32 for "stays FP32". ``group_size`` None means one scale per row and plane. In mode
-    block-int the matrix reads activations of ``activation_bits`` (2..8) whose blocks of ``activation_block``
-    columns share an exponent (None: the whole row).
+    ``bits`` is 1..8, or 32 for "stays FP32". ``group_size`` None means one scale per row and plane. So many
+    percent of the weights are ``outliers``, stored beside the planes. In mode block-int the matrix reads
+    activations of ``activation_bits`` (2..8) whose blocks of ``activation_block`` columns share an exponent
+    (None: the whole row).
     """
 
     tensor: str
@@ -54,6 +57,7 @@ class BlockBits:
     quantizer: str = "alternating"
     offset: bool = False
     scale_dtype: ScaleDtype = "float16"
+    outliers: float = 0.0
     activation_bits: int = ACTIVATION_BITS
     activation_block: int | None = ACTIVATION_BLOCK
 
@@ -73,6 +77,10 @@ class BlockBits:
                 f"{self.tensor}: {self.bits} bits are impossible (expected 1 to 8, or 32 for FP32)"
             )
 
+    def by_word(self, clusters: tuple[tuple[int, int], ...]) -> WordBits:
+        """The same tensor with bits by word, otherwise stored as this one."""
+        return WordBits(clusters=clusters, **_common(self))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordBits:
@@ -85,6 +93,7 @@ class WordBits:
     quantizer: str = "alternating"
     offset: bool = False
     scale_dtype: ScaleDtype = "float16"
+    outliers: float = 0.0
 
     def __post_init__(self) -> None:
         _check_common(self)
@@ -103,6 +112,10 @@ class WordBits:
         """Words in all clusters."""
         return sum(rows for rows, _ in self.clusters)
 
+    def cluster(self, bits: int) -> BlockBits:
+        """A cluster of so many bits as a matrix of its own."""
+        return BlockBits(bits=bits, **_common(self))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BitPlan:
@@ -119,6 +132,8 @@ class BitPlan:
             raise ValueError(
                 f"the plan has schema {self.schema}, this version reads schema {SCHEMA}; make the plan again"
             )
+        if self.mode != "float" and any(entry.outliers for entry in self.entries()):
+            raise ValueError(f"mode {self.mode} has no outliers beside the planes")
         counts = Counter(entry.tensor for entry in self.entries())
         twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
@@ -152,7 +167,7 @@ def encode_plan(plan: BitPlan) -> bytes:
     encode = msgspec.json.Encoder().encode
 
     def lines(entries: tuple[BlockBits, ...] | tuple[WordBits, ...]) -> bytes:
-        return b"[" + b",".join(b"\n    " + encode(_document(entry)) for entry in entries) + b"]"
+        return b"[" + b",".join(b"\n    " + encode(written(entry)) for entry in entries) + b"]"
 
     parts = {
         "schema": encode(plan.schema),
@@ -165,14 +180,14 @@ def encode_plan(plan: BitPlan) -> bytes:
     return b"{\n" + body + b"\n}\n"
 
 
-def _document(entry: BlockBits | WordBits) -> dict[str, Any]:
-    """An entry's fields without optional ones at their default."""
-    values = {f.name: getattr(entry, f.name) for f in fields(entry)}
-    return {
-        f.name: values[f.name]
-        for f in fields(entry)
-        if f.name not in _OPTIONAL or values[f.name] != f.default
-    }
+def written(entry: Any) -> dict[str, Any]:
+    """The fields of an entry as they are written: without optional ones at their default.
+
+    Plans from before there were such fields are read, and plans that do not use them keep their hash.
+    """
+    values = {field.name: getattr(entry, field.name) for field in fields(entry)}
+    default = {field.name: field.default for field in fields(entry) if field.name in _OPTIONAL}
+    return {name: value for name, value in values.items() if name not in default or value != default[name]}
 
 
 def decode_plan(data: bytes) -> BitPlan:
@@ -192,20 +207,30 @@ def decode_plan(data: bytes) -> BitPlan:
     )
 
 
+def check_percent(percent: float) -> None:
+    """ValueError for a share of outliers that is none."""
+    if not 0 <= percent <= MAX_OUTLIERS:
+        raise ValueError(f"{percent:g} percent of outliers (expected 0 to {MAX_OUTLIERS:g})")
+
+
 def plan_hash(plan: BitPlan) -> str:
     """sha256 of ``encode_plan``, in hex."""
     return hashlib.sha256(encode_plan(plan)).hexdigest()
 
 
-def _strict(cls: type[Any], **replaced: Any) -> Any:
+def strict_struct(cls: type[Any], **replaced: Any) -> Any:
     """A msgspec struct with ``cls``'s fields, all but ``_OPTIONAL`` required, that refuses unknown ones."""
     hints = get_type_hints(cls) | replaced
-    known: list[Any] = [(f.name, hints[f.name], *((f.default,) if f.name in _OPTIONAL else ())) for f in fields(cls)]
+    known: list[Any] = [
+        (f.name, hints[f.name], *((f.default,) if f.name in _OPTIONAL else ())) for f in fields(cls)
+    ]
     known.sort(key=len)  # fields with a default come last
     return msgspec.defstruct(f"{cls.__name__} entry", known, forbid_unknown_fields=True)
 
 
-_PLAN = _strict(BitPlan, blocks=tuple[_strict(BlockBits), ...], words=tuple[_strict(WordBits), ...])
+_PLAN = strict_struct(
+    BitPlan, blocks=tuple[strict_struct(BlockBits), ...], words=tuple[strict_struct(WordBits), ...]
+)
 
 
 def _check_common(entry: BlockBits | WordBits) -> None:
@@ -220,6 +245,16 @@ def _check_common(entry: BlockBits | WordBits) -> None:
         raise ValueError(
             f"{entry.tensor}: scales in {entry.scale_dtype!r} (expected {', '.join(SCALE_DTYPES)})"
         )
+    try:
+        check_percent(entry.outliers)
+    except ValueError as error:
+        raise ValueError(f"{entry.tensor}: {error}") from None
+
+
+def _common(entry: BlockBits | WordBits) -> dict[str, Any]:
+    """Everything but the bits."""
+    names = (field.name for field in fields(WordBits) if field.name != "clusters")
+    return {name: getattr(entry, name) for name in names}
 
 
 def _misfit(entry: BlockBits | WordBits, shape: tuple[int, int]) -> str:

@@ -75,6 +75,10 @@ class _EmbeddingLowering(Lowering):
             rank = rank_array(tensor, words)
             rank_dtype, arrays = rank.dtype, [self.stored(rank), *arrays]
         spec = GatherSpec(
-            words=words, width=width, segments=kernel_segments(stored), rank_dtype=rank_dtype, factor=factor
+            words=words,
+            width=width,
+            segments=kernel_segments(stored, width),
+            rank_dtype=rank_dtype,
+            factor=factor,
         )
         return spec, arrays

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """LowerLinear: planned linears become table products over stored planes, the others FP32 products.
 
-Before: composites ``tvmq.linear``. After: ``lut_table`` of the activation and ``lut_gemm`` with bias and
-activation inside (``share_tables`` then merges equal tables); or ``float_gemm``. The output of a matrix
-whose rows are stored by word frequency is brought back into word order by a ``take``.
+Before: composites ``tvmq.linear``. After: ``lut_table`` of the activation and ``lut_gemm`` with bias,
+activation and outliers inside (``share_tables`` then merges equal tables); or ``float_gemm``. The output of a
+matrix whose rows are stored by word frequency is brought back into word order by a ``take``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tvm.relax.expr_functor import mutator
 from schedules.float_gemm import FloatSpec, float_gemm
 from schedules.lut_gemm import LutSpec, lut_gemm, worth_threads
 from schedules.lut_table import Tables, lut_table
+from schedules.outliers import outlier_count
 from schedules.packing import ColumnLayout
 from schedules.segment import Segment
 from schedules.storage import StoredSegment, float_array, rank_array, reordered
@@ -46,6 +47,7 @@ def stored_segments(entry: BlockBits | WordBits, n: int, k: int) -> list[StoredS
         "group_size": entry.group_size or k,
         "offset": entry.offset,
         "scale_dtype": entry.scale_dtype,
+        "outliers": entry.outliers,
     }
     if isinstance(entry, BlockBits):
         return [StoredSegment(prefix=entry.tensor, rows=n, bits=entry.bits, **common)]
@@ -91,12 +93,12 @@ class _LinearLowering(Lowering):
         spec = LutSpec(
             k=k,
             outputs=(n,),
-            segments=kernel_segments(segments),
+            segments=kernel_segments(segments, k),
             bias=(bias is not None,),
             activation=(activation,),
             tables=self._options.tables,
         )
-        args = self._table(x, spec.table_layout)
+        args = self._table(x, spec.table_layout) + ([x] if spec.outliers else [])
         args += [self.stored(array) for segment in segments for array in segment.arrays(k)]
         if bias is not None:
             args.append(self._bias(entry, bias, n))
@@ -128,7 +130,7 @@ class _LinearLowering(Lowering):
         return self.builder_.emit(relax.op.take(y, index, axis=1))
 
 
-def kernel_segments(stored: list[StoredSegment]) -> tuple[Segment, ...]:
+def kernel_segments(stored: list[StoredSegment], k: int) -> tuple[Segment, ...]:
     """The kernel's view of a matrix's stored segments: one output, rows one after the other."""
     segments, start = [], 0
     for segment in stored:
@@ -141,6 +143,7 @@ def kernel_segments(stored: list[StoredSegment]) -> tuple[Segment, ...]:
                 scale_dtype=segment.scale_dtype,
                 output=0,
                 start=start,
+                outliers=outlier_count(segment.outliers, segment.rows, k) > 0,
             )
         )
         start += segment.rows

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .outlier_loops import each_outlier
+from .outliers import tile_rows
 from .packing import BLOCK_ROWS, STEP_COLUMNS, TILE_ROWS, ColumnLayout, row_blocks
 from .segment import Segment, SegmentBuffers, pow2_factor, segment_params
 from .tir import KernelBuilder, T, as_type, body, put, times
@@ -93,6 +95,16 @@ def _segment_row(
         if table.offsets is not None:
             total = total + _float32(table.offsets[block, g, lane], power)
         put(y, (row, g * segment.group_size + c), total * T.float32(spec.factor))
+    if segment.outliers:
+        _add_outliers(spec, table, y, row, T.Bind(T.Cast("int32", place)))
+
+
+def _add_outliers(spec: GatherSpec, table: SegmentBuffers, y: Any, row: Any, place: Any) -> None:
+    """The row's own entries among those of its tile."""
+    rows = tile_rows(spec.width)
+    tile, wanted = T.floordiv(place, T.int32(rows)), T.floormod(place, T.int32(rows))
+    with each_outlier(table, tile, spec.width) as (r, column, value), T.If(r == wanted), T.Then():
+        put(y, (row, column), y[row, column] + times(value, T.float32(spec.factor), 1))
 
 
 def _float32(value: Any, power: Any | None) -> Any:

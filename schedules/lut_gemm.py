@@ -2,9 +2,9 @@
 """Table product of binary-coded weights, for one token (GEMV) and for many.
 
 Meaning: ``y[r, n] = act(bias[n] + sum_p sum_g alpha[p, n, g] * (table sums of plane p, group g) +
-sum_g z[n, g] * (column sum of group g))``. A kernel call serves several row *segments*, each with
-its own bit width and output, from one table: Q, K and V, or the word clusters of an output
-projection. Keys are read once for up to four tokens.
+sum_g z[n, g] * (column sum of group g) + sum_k S[n, k] x[r, k])``, S the sparse outliers. A kernel call
+serves several row *segments*, each with its own bit width and output, from one table: Q, K and V, or the word
+clusters of an output projection. Keys are read once for up to four tokens.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .intrin_exact import exact_sum
 from .intrin_x86 import TILES, tile_sum
 from .lut_table import ENTRIES, Tables, table_dtype
 from .lut_table import reference as table_reference
+from .outlier_loops import add_sparse_product
 from .packing import BLOCK_ROWS, MU, STEP_COLUMNS, TILE_ROWS, BitPlanes, ColumnLayout, row_blocks
 from .segment import Segment, SegmentBuffers, pow2_factor, segment_params
 from .tir import KernelBuilder, T, body, fsplat, half_to_float, load, put, scratch, splat, store, times
@@ -52,6 +53,11 @@ class LutSpec:
     bias: tuple[bool, ...]
     activation: tuple[str, ...]
     tables: Tables = "int8"
+
+    @property
+    def outliers(self) -> bool:
+        """Whether any segment has some."""
+        return any(segment.outliers for segment in self.segments)
 
     def layout(self, segment: Segment) -> ColumnLayout:
         return ColumnLayout(k=self.k, group_size=segment.group_size)
@@ -84,6 +90,8 @@ def reference(
     outs = [np.zeros((x.shape[0], n), np.float32) for n in spec.outputs]
     for segment, weight in zip(spec.segments, planes, strict=True):
         y = _segment_reference(table, scale, sums, weight, spec.layout(segment))
+        if weight.outliers is not None:
+            y = y + _sparse_product(x, weight)
         outs[segment.output][:, segment.start : segment.start + segment.rows] = y
     for index, bias in enumerate(biases):
         if bias is not None:
@@ -117,12 +125,23 @@ def _segment_reference(
     return y.astype(np.float32)
 
 
+def _sparse_product(x: NDArray[np.float32], weight: BitPlanes) -> NDArray[np.float32]:
+    """S x in the kernels' order: float32[m, n]."""
+    n, k = weight.shape
+    y = np.zeros((x.shape[0], n), np.float32)
+    assert weight.outliers is not None
+    for place, value in zip(weight.outliers.places, weight.outliers.values, strict=True):
+        y[:, place // k] += np.float32(value) * x[:, place % k]
+    return y
+
+
 def lut_gemm(spec: LutSpec, isa: str, name: str = "lut_gemm") -> Any:
     """PrimFunc for any number of tokens m. The number of planes is read from the keys' shape, so that one
     kernel serves every bit width; the segments' ``bits`` only steer which calls are worth threads.
 
-    Parameters in order: table, scale, sums (of ``lut_table``); per segment keys, scales and, where
-    present, exponents and offsets; per output its bias where present; then the outputs float32[m, n].
+    Parameters in order: table, scale, sums (of ``lut_table``); the activation x where a segment has outliers;
+    per segment keys, scales and, where present, exponents, offsets and outliers; per output its bias where
+    present; then the outputs float32[m, n].
     """
     kernel = KernelBuilder(name)
     layout = spec.table_layout
@@ -131,15 +150,17 @@ def lut_gemm(spec: LutSpec, isa: str, name: str = "lut_gemm") -> Any:
         table = kernel.param("table", (m, layout.padded_k // MU, ENTRIES), table_dtype(spec.tables))
         scale = kernel.param("scale", (m, layout.chunks))
         sums = kernel.param("sums", (m, layout.steps))
+        x = kernel.param("x", (m, spec.k)) if spec.outliers else None
         weights = [segment_params(kernel, s, spec.k, i, T.int64()) for i, s in enumerate(spec.segments)]
         biases = [
             kernel.param(f"bias{i}", (n,)) if spec.bias[i] else None for i, n in enumerate(spec.outputs)
         ]
         outs = [kernel.param(f"y{i}", (m, n)) for i, n in enumerate(spec.outputs)]
-        inputs = [table, scale, sums, *(buffer for arrays in weights for buffer in arrays.present())]
+        inputs = [table, scale, sums, *([] if x is None else [x])]
+        inputs += [buffer for arrays in weights for buffer in arrays.present()]
         with body(outs, inputs + [b for b in biases if b is not None]):
             for segment, buffers in zip(spec.segments, weights, strict=True):
-                emit = _SegmentEmitter(spec, segment, isa, (table, scale, sums), buffers)
+                emit = _SegmentEmitter(spec, segment, isa, (table, scale, sums, x), buffers)
                 emit.rows(m, biases[segment.output], outs[segment.output])
     return kernel.result
 
@@ -152,8 +173,9 @@ class _SegmentEmitter:
     ) -> None:
         self.spec, self.segment, self.isa = spec, segment, isa
         self.layout, self.exact = spec.layout(segment), spec.tables == "exact"
-        self.table, self.scale, self.sums = tables
-        self.keys, self.scales, self.exponents, self.offsets = buffers
+        self.table, self.scale, self.sums, self.x = tables
+        self.keys, self.scales, self.exponents, self.offsets, *_ = buffers
+        self.buffers = buffers
 
     def rows(self, m: Any, bias: Any, out: Any) -> None:
         blocks = row_blocks(self.segment.rows)
@@ -176,6 +198,9 @@ class _SegmentEmitter:
             self._group(block, plane, group, row, acc)
         if self.offsets is not None:
             self._add_offsets(block, row, acc)
+        if self.segment.outliers:
+            f16c = self.isa not in NO_F16C
+            add_sparse_product(self.segment, self.buffers, self.spec.k, block, self.x, row, acc, f16c=f16c)
         for t in range(tokens):
             self._store(block, row + t, acc[t], bias, out)
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .outliers import Outliers, add_outliers, pack_outliers
 from .pow2 import pow2_values
 
 MU = 4
@@ -27,7 +28,7 @@ BLOCK_ROWS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BitPlanes:
-    """A matrix as a sum of scaled binary planes: ``W ~ sum_i scales[i] * B_i + offsets``.
+    """A matrix as a sum of scaled binary planes: ``W ~ sum_i scales[i] * B_i + offsets + S``.
 
     Attributes:
         planes: uint8[bits, n, ceil(k / 8)], ``np.packbits(..., bitorder="little")`` along the
@@ -38,6 +39,7 @@ class BitPlanes:
         group_size: columns that share a scale; divides k. Groups = k / group_size.
         exponents: int8[n, groups], the powers of two that mantissas and offsets are multiplied by (see
             ``pow2``); None for scales in floating point.
+        outliers: single weights, added to what the planes give; None without any.
     """
 
     planes: NDArray[np.uint8]
@@ -46,6 +48,7 @@ class BitPlanes:
     shape: tuple[int, int]
     group_size: int
     exponents: NDArray[np.int8] | None = None
+    outliers: Outliers | None = None
 
     def __post_init__(self) -> None:
         n, k = self.shape
@@ -63,6 +66,8 @@ class BitPlanes:
             raise ValueError("mantissas in int8 and exponents belong together")
         if self.exponents is not None and self.exponents.shape != (n, k // self.group_size):
             raise ValueError(f"exponents are {self.exponents.shape}, expected {(n, k // self.group_size)}")
+        if self.outliers is not None and not (self.outliers.places < n * k).all():
+            raise ValueError(f"outliers lie beyond the {n} x {k} weights")
 
     @property
     def bits(self) -> int:
@@ -70,8 +75,10 @@ class BitPlanes:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of planes, scales, exponents and offsets (without row padding)."""
-        arrays = (self.planes, self.scales, self.exponents, self.offsets)
+        """Bytes of planes, scales, exponents, offsets and outliers (without row padding)."""
+        arrays = [self.planes, self.scales, self.exponents, self.offsets]
+        if self.outliers is not None:
+            arrays += pack_outliers(self.outliers, *self.shape).values()
         return sum(array.nbytes for array in arrays if array is not None)
 
     def alphas(self) -> NDArray[np.float32]:
@@ -101,6 +108,8 @@ class BitPlanes:
         offsets = self.float_offsets()
         if offsets is not None:
             out += offsets[:, :, None]
+        if self.outliers is not None:
+            add_outliers(out, self.outliers)
         return out.reshape(n, k)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .outliers import place_dtype, row_tiles
 from .packing import BLOCK_ROWS, ColumnLayout, row_blocks
 from .pow2 import POW2, scale_storage
 from .storage import TILES
@@ -23,6 +24,7 @@ class Segment:
     scale_dtype: str
     output: int
     start: int
+    outliers: bool = False
 
 
 class SegmentBuffers(NamedTuple):
@@ -32,6 +34,9 @@ class SegmentBuffers(NamedTuple):
     scales: Any
     exponents: Any | None
     offsets: Any | None
+    starts: Any = None
+    places: Any = None
+    values: Any = None
 
     def present(self) -> list[Any]:
         """Those that the segment has."""
@@ -52,7 +57,18 @@ def segment_params(
         exponents = kernel.param(f"exponents{index}", per_group, "int8")
     if segment.offset:
         offsets = kernel.param(f"offsets{index}", per_group, dtype)
-    return SegmentBuffers(keys, scales, exponents, offsets)
+    outliers = _outlier_params(kernel, segment, k, index) if segment.outliers else ()
+    return SegmentBuffers(keys, scales, exponents, offsets, *outliers)
+
+
+def _outlier_params(kernel: KernelBuilder, segment: Segment, k: int, index: int) -> tuple[Any, ...]:
+    """starts, places, values: how many entries there are is no part of the kernel."""
+    count = T.int64()
+    return (
+        kernel.param(f"starts{index}", (row_tiles(segment.rows, k) + 1,), "int32"),
+        kernel.param(f"places{index}", (count,), place_dtype(k)),
+        kernel.param(f"values{index}", (count,), "float16"),
+    )
 
 
 def pow2_factor(exponent: Any, lanes: int) -> Any:

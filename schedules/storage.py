@@ -2,9 +2,10 @@
 """How a weight is stored beside the library: names, shapes, dtypes and packed arrays of its parts.
 
 The passes declare kernel parameters by these names, the build fills them, the runtime looks them up.
-A quantized tensor ``w`` is stored as ``w:keys w:scales [w:exponents] [w:offsets]``; an embedding with bits by
-word as ``w:0:keys ...`` per segment plus ``w:order`` (storage row to word) and ``w:rank`` (word to storage
-row); an FP32 matrix as ``w:packed``. ``b@w`` is the vector b in the storage order of w.
+A quantized tensor ``w`` is stored as ``w:keys w:scales [w:exponents] [w:offsets]``, with outliers also
+``w:starts w:places w:values``; an embedding with bits by word as ``w:0:keys ...`` per segment plus
+``w:order`` (storage row to word) and ``w:rank`` (word to storage row); an FP32 matrix as ``w:packed``.
+``b@w`` is the vector b in the storage order of w.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .float_gemm import pack as pack_float
+from .outliers import outlier_arrays, pack_outliers
 from .packing import (
     BLOCK_ROWS,
     BitPlanes,
@@ -43,7 +45,10 @@ class StoredArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSegment:
-    """Rows of one bit width of a stored matrix, with the prefix of its arrays' names."""
+    """Rows of one bit width of a stored matrix, with the prefix of its arrays' names.
+
+    ``outliers`` are percent of its weights, as in the plan.
+    """
 
     prefix: str
     rows: int
@@ -51,9 +56,10 @@ class StoredSegment:
     group_size: int
     offset: bool
     scale_dtype: str
+    outliers: float = 0.0
 
     def arrays(self, k: int) -> list[StoredArray]:
-        """Keys, scales and, where present, exponents and offsets of this segment with k columns."""
+        """Keys, scales and, where present, exponents, offsets and outliers, for k columns."""
         layout = ColumnLayout(k=k, group_size=self.group_size)
         blocks = row_blocks(self.rows)
         per_group = (blocks, layout.groups, BLOCK_ROWS)
@@ -66,7 +72,8 @@ class StoredSegment:
             found.append(self._array("exponents", per_group, "int8"))
         if self.offset:
             found.append(self._array("offsets", per_group, dtype))
-        return found
+        stored = outlier_arrays(self.outliers, self.rows, k)
+        return found + [self._array(part, shape, kind) for part, (shape, kind) in stored.items()]
 
     def _array(self, part: str, shape: tuple[int, ...], dtype: str) -> StoredArray:
         return StoredArray(name=f"{self.prefix}:{part}", shape=shape, dtype=dtype)
@@ -111,10 +118,12 @@ def pack_plain(tensor: str, weight: NDArray[np.float32]) -> dict[str, NDArray]:
 
 
 def _pack_segment(prefix: str, planes: BitPlanes) -> dict[str, NDArray]:
-    arrays = {
+    arrays: dict[str, NDArray | None] = {
         "keys": pack_keys(planes),
         "scales": pack_scales(planes),
         "exponents": pack_exponents(planes),
         "offsets": pack_offsets(planes),
     }
+    if planes.outliers is not None:
+        arrays |= pack_outliers(planes.outliers, *planes.shape)
     return {f"{prefix}:{part}": array for part, array in arrays.items() if array is not None}

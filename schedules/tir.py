@@ -133,11 +133,12 @@ def half_to_float(value: Expr, lanes: int) -> Expr:
     LLVM would call a function per lane there. Exponents are rebiased by a product, which is exact for
     subnormal halves too.
     """
-    bits = T.Bind(T.Cast(f"int32x{lanes}", as_type(value, f"uint16x{lanes}")))
+    wide, single = vec("int32", lanes), vec("float32", lanes)
+    bits = T.Bind(T.Cast(wide, as_type(value, vec("uint16", lanes))))
     sign = T.shift_left(T.bitwise_and(bits, isplat(0x8000, lanes)), isplat(16, lanes))
     magnitude = T.shift_left(T.bitwise_and(bits, isplat(0x7FFF, lanes)), isplat(13, lanes))
-    scaled = T.Bind(as_type(magnitude, f"float32x{lanes}") * fsplat(2.0**112, lanes))
-    return as_type(T.bitwise_or(as_type(scaled, f"int32x{lanes}"), sign), f"float32x{lanes}")
+    scaled = T.Bind(as_type(magnitude, single) * fsplat(2.0**112, lanes))
+    return as_type(T.bitwise_or(as_type(scaled, wide), sign), single)
 
 
 def leading_zeros(value: Expr, dtype: str) -> Expr:

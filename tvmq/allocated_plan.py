@@ -73,6 +73,7 @@ def allocate(
     budget: Budget,
     *,
     source: str,
+    coding: Coding | None = None,
     frequencies: NDArray[np.integer] | None = None,
     fixed: Mapping[str, int] | None = None,
     words: Words = "optimum",
@@ -85,6 +86,7 @@ def allocate(
         sensitivities: measured damages.
         budget: bytes, milliseconds or both.
         source: how the plan was made, in words, for the plan itself.
+        coding: how the plan's tensors are stored; None is as they were measured.
         frequencies: counts per word; without them embeddings get one width.
         fixed: bits of tensors that the user decided.
         words: how embeddings may be cut.
@@ -93,13 +95,13 @@ def allocate(
     Raises:
         UsageError: the budget cannot be kept.
     """
-    timing = timing or Timing()
+    timing, coding = timing or Timing(), coding or sensitivities.coding
     known = sensitivities.by_tensor()
     items = [
         _item(
             info,
             known[info.name],
-            sensitivities.coding,
+            coding,
             timing,
             (fixed or {}).get(info.name, None),
             frequencies,
@@ -109,7 +111,7 @@ def allocate(
     ]
     solution = solve(items, max_bytes=budget.bytes, max_ms=budget.ms)
     chosen = {item.tensor: item.choices[pick] for item, pick in zip(items, solution.picks, strict=True)}
-    entries = [_entry(info, chosen[info.name].clusters, sensitivities.coding) for info in tensors]
+    entries = [_entry(info, chosen[info.name].clusters, coding) for info in tensors]
     weights = sum(math.prod(info.shape) for info in tensors)
     return Allocation(
         plan=BitPlan(
@@ -221,12 +223,4 @@ def _entry(info: TensorInfo, clusters: Clusters, coding: Coding) -> BlockBits | 
     if len(clusters) == 1:
         plain = BlockBits(tensor=info.name, block=info.block, bits=FLOAT_BITS)
         return plain if first.bits == FLOAT_BITS else first
-    return WordBits(
-        tensor=info.name,
-        block=info.block,
-        clusters=clusters,
-        group_size=coding.group_size,
-        quantizer=coding.quantizer,
-        offset=coding.offset,
-        scale_dtype=coding.scale_dtype,
-    )
+    return first.by_word(clusters)

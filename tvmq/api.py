@@ -92,7 +92,7 @@ def quantize(
         Path(output),
         plan=planned.plan,
         frequencies=planned.frequencies,
-        calibration=calibration_of(Path(model), options.calibration),
+        calibration=calibration_of(Path(model), options.calibration, planned.plan),
         force=options.force,
         progress=progress,
     )
@@ -169,7 +169,7 @@ def _compile_folder(
         Path(output),
         plan=planned.plan,
         frequencies=planned.frequencies,
-        calibration=calibration_of(model, options.calibration),
+        calibration=calibration_of(model, options.calibration, planned.plan),
         target=options.target,
         tables=options.tables,
         force=options.force,

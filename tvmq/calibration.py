@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from relay_passes.bit_plan import BitPlan
+
 from .checkpoint import Checkpoint
 from .errors import InputError, UsageError
 from .families import get_family
 from .installation import require
 from .options import Progress, no_progress
+from .quantizers import NEED_MOMENTS
 from .samples import Sample, Samples
 from .store import atomic_file, parse_json, show
 from .tensor_file import TensorFile, write_weights
@@ -262,11 +265,12 @@ def calibrate(
     return _means(total, digest, len(table))
 
 
-def calibration_of(model: Path, path: Path | None) -> Calibration | None:
-    """The calibration file of the float model in ``model``; None without a path.
+def calibration_of(model: Path, path: Path | None, plan: BitPlan) -> Calibration | None:
+    """The calibration file of the float model in ``model``, for the codes of ``plan``; None without a path.
 
     Raises:
-        UsageError: the model is a coded checkpoint, whose codes are fixed.
+        UsageError: the model is a coded checkpoint, whose codes are fixed, or nothing of the plan goes by a
+            calibration.
         InputError: the file is damaged or belongs to another model.
     """
     if path is None:
@@ -274,6 +278,12 @@ def calibration_of(model: Path, path: Path | None) -> Calibration | None:
     checkpoint = Checkpoint.open(model)
     if checkpoint.plan is not None:
         raise UsageError(f"{model} is a coded checkpoint, its codes are fixed; leave out --calibration")
+    used = {entry.quantizer for entry in plan.entries()}
+    if plan.mode == "float" and not used & set(NEED_MOMENTS):
+        raise UsageError(
+            f"no codes of this plan go by a calibration ({', '.join(sorted(used))}); leave out "
+            f"--calibration, or take --quantizer {NEED_MOMENTS[0]}"
+        )
     calibration = Calibration.read(path)
     calibration.check_model(checkpoint.sha256, str(model))
     return calibration

@@ -34,8 +34,11 @@ def integer_plan(
             the whole row.
 
     Raises:
-        UsageError: a matrix of the body stays FP32, or blocks that are not whole tiles of 64 columns.
+        UsageError: a matrix of the body stays FP32, there are outliers, or blocks that are not whole tiles of
+            64 columns.
     """
+    if any(entry.outliers for entry in plan.entries()):
+        raise UsageError("mode block-int has no outliers beside the planes; leave out --outliers")
     block = _block(group_size, activation_block)
     columns = {info.name: info.shape[1] for info in tensors}
     return replace(

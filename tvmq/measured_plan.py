@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from relay_passes.bit_plan import BitPlan
+from relay_passes.bit_plan import BitPlan, check_percent
 
 from .allocated_plan import Allocation, Budget, allocate
 from .calibration import calibrate
@@ -26,6 +26,7 @@ from .families import TensorInfo, translation_family
 from .model_plan import PlanReport, other_params, report_plan
 from .options import AllocationOptions, Progress, no_progress
 from .planning import overridden_bits
+from .quantizers import quantizer_names
 from .quantizers.quantizer import usable_cores
 from .samples import Samples, read_samples
 from .sensitivity import measure_sensitivities
@@ -159,25 +160,44 @@ class _Run:
     def rounds(self) -> AllocationReport:
         """Measure and solve; every further round measures around the plan of the one before."""
         options = self.options
-        found = Sensitivities.read(options.sensitivities) if options.sensitivities else self._measure(None, 1)
+        measured = Sensitivities.read(options.sensitivities) if options.sensitivities else None
+        coding = self._coding(measured)
+        found = measured or self._measure(None, 1, coding)
         found.check(self.tensors, self.checkpoint.sha256)
         if not _has_budget(options):
             return AllocationReport(sensitivities=found, planned=None, allocation=None)
-        allocation = self._solve(found)
+        allocation = self._solve(found, coding)
         for number in range(2, options.rounds + 1):
-            found = self._measure(allocation.plan, number, found.coding)
-            allocation = self._solve(found)
+            found = self._measure(allocation.plan, number, coding)
+            allocation = self._solve(found, coding)
         planned = report_plan(self.checkpoint, self.tensors, allocation.plan, self.frequencies)
         return AllocationReport(sensitivities=found, planned=planned, allocation=allocation)
 
-    def _measure(self, around: BitPlan | None, number: int, coding: Coding | None = None) -> Sensitivities:
+    def _coding(self, measured: Sensitivities | None) -> Coding:
+        """How the plan's tensors are stored: as they were measured, but for what the options say."""
         options = self.options
-        coding = coding or Coding(
-            quantizer=options.quantizer or ("alternating" if self.calibration is None else "hessian"),
-            group_size=options.group_size or None,
-            offset=options.offset,
-            scale_dtype=options.scale_dtype,
-        )
+        base = Coding(quantizer="alternating" if self.calibration is None else "hessian")
+        given = {
+            "quantizer": options.quantizer,
+            "offset": options.offset,
+            "scale_dtype": options.scale_dtype,
+            "outliers": options.outliers,
+        }
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if options.group_size is not None:
+            changes["group_size"] = options.group_size or None
+        coding = replace(measured.coding if measured else base, **changes)
+        if coding.quantizer not in quantizer_names():
+            known = ", ".join(quantizer_names())
+            raise UsageError(f"unknown quantizer {coding.quantizer!r}: known are {known}")
+        try:
+            check_percent(coding.outliers)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        return coding
+
+    def _measure(self, around: BitPlan | None, number: int, coding: Coding) -> Sensitivities:
+        options = self.options
 
         def progress(phase: str, done: int, total: int) -> None:
             self.progress(f"{phase}, round {number} of {options.rounds}", done, total)
@@ -197,13 +217,14 @@ class _Run:
             found.write(options.save_sensitivities)
         return found
 
-    def _solve(self, found: Sensitivities) -> Allocation:
+    def _solve(self, found: Sensitivities, coding: Coding) -> Allocation:
         options = self.options
         return allocate(
             self.tensors,
             found,
             _budget(options, self.tensors, other_params(self.checkpoint, self.tensors) * FLOAT_BYTES),
-            source=_source(options, found),
+            source=_source(options, found, coding),
+            coding=coding,
             frequencies=self.frequencies,
             fixed=self.fixed,
             words=options.words,
@@ -229,8 +250,6 @@ def _check(options: AllocationOptions) -> None:
         )
     if options.rounds > 1 and not _has_budget(options):
         raise UsageError("a second round measures around a plan; give --bits, --size-mb or --ms for it")
-    if options.sensitivities and options.quantizer:
-        raise UsageError("--sensitivities says which quantizer was measured; leave out --quantizer")
     if options.sensitivities and options.rounds == 1 and (options.text or options.save_sensitivities):
         raise UsageError(
             "--sensitivities is used instead of measuring: leave out --text and --save-sensitivities, "
@@ -292,13 +311,14 @@ def _budget(options: AllocationOptions, tensors: Sequence[TensorInfo], other_byt
     return Budget(bytes=size, ms=math.inf if options.ms is None else options.ms)
 
 
-def _source(options: AllocationOptions, found: Sensitivities) -> str:
+def _source(options: AllocationOptions, found: Sensitivities, coding: Coding) -> str:
     limits = {"bits per weight": options.bits, "MB": options.size_mb, "ms per token": options.ms}
     within = " and ".join(f"{value:g} {unit}" for unit, value in limits.items() if value is not None)
     parts = [
         f"allocated within {within}",
         f"{found.coding.quantizer} sensitivities {'around a plan ' if found.around else ''}"
-        f"on {found.sentences} sentences",
+        f"on {found.sentences} sentences"
+        + (f" for {coding.quantizer} codes" if coding.quantizer != found.coding.quantizer else ""),
         f"words by {options.words}",
         *(f"{pattern}={width}" for pattern, width in options.overrides),
     ]

@@ -137,6 +137,7 @@ def plan_tensors(
         group_size=options.group_size,
         offset=options.offset,
         scale_dtype=options.scale_dtype,
+        outliers=options.outliers,
         frequencies=frequencies,
     )
     if not integers:
@@ -153,7 +154,7 @@ def _stored_plan(
         raise UsageError(
             f"{checkpoint.path} is a coded checkpoint, its bits are fixed; leave out the options for bits "
             "(--preset, --bits, --plan, --set, --quantizer, --group-size, --offset, --scale-dtype, "
-            "--frequencies, --text) or take the float model"
+            "--outliers, --frequencies, --text) or take the float model"
         )
     try:
         plan.validate({info.name: info.shape for info in tensors})

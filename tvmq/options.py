@@ -36,6 +36,7 @@ class PlanOptions:
         group_size: columns that share a scale; None keeps the preset's, 0 is one scale per row.
         offset: one offset per group besides the scales; None keeps the preset's.
         scale_dtype: dtype of scales and offsets; None keeps the preset's.
+        outliers: percent of the weights of each matrix that are stored beside the planes; None means none.
         frequencies: a token_freq.tsv for word bits; None takes the one in the model folder.
         text: source and target text to count token frequencies in, instead of ``frequencies``.
         mode: what is between the matrices: ``float`` values, or blocks of small integers (``block-int``,
@@ -52,6 +53,7 @@ class PlanOptions:
     group_size: int | None = None
     offset: bool | None = None
     scale_dtype: ScaleDtype | None = None
+    outliers: float | None = None
     frequencies: Path | None = None
     text: Path | None = None
     mode: Mode = "float"
@@ -131,10 +133,12 @@ class AllocationOptions:
         widths: bits to choose from.
         words: cuts of an embedding: the optimum, or those of Algorithm 1.
         overrides: (pattern, bits) pairs that are decided beforehand, in order.
-        quantizer: registry name; None is hessian with a calibration, else alternating.
-        group_size: columns that share a scale; 0 is one scale per row.
-        offset: one offset per group besides the scales.
-        scale_dtype: dtype of scales and offsets.
+        quantizer: registry name; None is what was measured: hessian with a calibration, else alternating.
+        group_size: columns that share a scale; 0 is one scale per row; None is what was measured, else 0.
+        offset: one offset per group besides the scales; None is what was measured, else none.
+        scale_dtype: dtype of scales and offsets; None is what was measured, else float16.
+        outliers: percent of the weights beside the planes; None is what was measured, else 0. A plan from
+            ``sensitivities`` may store its tensors in another way than they were measured in.
         frequencies: a token_freq.tsv for word bits; None takes the one in the model folder.
         jobs: processes of the measurement; None is one per core.
     """
@@ -154,9 +158,10 @@ class AllocationOptions:
     words: Literal["optimum", "algorithm1"] = "optimum"
     overrides: tuple[tuple[str, int], ...] = ()
     quantizer: str | None = None
-    group_size: int = 0
-    offset: bool = False
-    scale_dtype: ScaleDtype = "float16"
+    group_size: int | None = None
+    offset: bool | None = None
+    scale_dtype: ScaleDtype | None = None
+    outliers: float | None = None
     frequencies: Path | None = None
     jobs: int | None = None
 

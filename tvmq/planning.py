@@ -11,7 +11,16 @@ from fnmatch import fnmatchcase
 import numpy as np
 from numpy.typing import NDArray
 
-from relay_passes.bit_plan import FLOAT_BITS, MAX_BITS, SCHEMA, BitPlan, BlockBits, ScaleDtype, WordBits
+from relay_passes.bit_plan import (
+    FLOAT_BITS,
+    MAX_BITS,
+    SCHEMA,
+    BitPlan,
+    BlockBits,
+    ScaleDtype,
+    WordBits,
+    check_percent,
+)
 
 from .bit_mix import Clusters, mix_bits
 from .errors import UsageError
@@ -35,6 +44,7 @@ class _Settings:
     group_size: int | None
     offset: bool
     scale_dtype: ScaleDtype
+    outliers: float
 
 
 def make_plan(
@@ -48,6 +58,7 @@ def make_plan(
     group_size: int | None = None,
     offset: bool | None = None,
     scale_dtype: ScaleDtype | None = None,
+    outliers: float | None = None,
     frequencies: NDArray[np.integer] | None = None,
 ) -> BitPlan:
     """The plan for ``tensors``.
@@ -63,6 +74,7 @@ def make_plan(
         group_size: columns that share a scale; None keeps the preset's, 0 is one scale per row.
         offset: an offset per group besides the scales; None means no.
         scale_dtype: dtype of scales and offsets; None keeps the preset's.
+        outliers: percent of the weights of each matrix that are stored beside the planes; None means none.
         frequencies: occurrences of each word, for presets and mixes with bits by word.
 
     Raises:
@@ -78,9 +90,11 @@ def make_plan(
         group_size=group_size if group_size is not None or base.grouped else 0,
         offset=bool(offset),
         scale_dtype=scale_dtype or base.scale_dtype,
+        outliers=outliers or 0.0,
     )
     try:
         get_quantizer(settings.quantizer)
+        check_percent(settings.outliers)
     except ValueError as error:
         raise UsageError(str(error)) from None
     fixed = overridden_bits(tensors, overrides)
@@ -170,16 +184,7 @@ def _preset_bits(info: TensorInfo, preset: Preset, frequencies: NDArray[np.integ
 def _planned(info: TensorInfo, bits: int | Clusters, settings: _Settings) -> BlockBits | WordBits:
     if isinstance(bits, int):
         return _entry(info, bits, settings)
-    entry = _entry(info, bits[0][1], settings)
-    return WordBits(
-        tensor=entry.tensor,
-        block=entry.block,
-        clusters=bits,
-        group_size=entry.group_size,
-        quantizer=entry.quantizer,
-        offset=entry.offset,
-        scale_dtype=entry.scale_dtype,
-    )
+    return _entry(info, bits[0][1], settings).by_word(bits)
 
 
 def _entry(info: TensorInfo, bits: int, settings: _Settings) -> BlockBits:
@@ -192,6 +197,7 @@ def _entry(info: TensorInfo, bits: int, settings: _Settings) -> BlockBits:
         quantizer=settings.quantizer,
         offset=settings.offset,
         scale_dtype=settings.scale_dtype,
+        outliers=settings.outliers,
     )
 
 

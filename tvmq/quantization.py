@@ -100,7 +100,15 @@ def quantize_matrix(
 
     ``moments``: float32[k, k] from ``moments_for``.
     """
-    return _planes(weight, entry, entry.bits, moments)
+    return get_quantizer(entry.quantizer).quantize(
+        weight,
+        bits=entry.bits,
+        group_size=entry.group_size,
+        offset=entry.offset,
+        scale_dtype=entry.scale_dtype,
+        outliers=entry.outliers,
+        moments=moments,
+    )
 
 
 def quantize_words(
@@ -118,32 +126,17 @@ def quantize_words(
     """
     if order is None:
         raise ValueError("bits by word need token frequencies, and there are none")
-    rows = weight.shape[0]
-    if entry.rows != rows:
-        raise ValueError(f"the word clusters hold {entry.rows} rows, the embedding has {rows}")
-    if order.shape != (rows,) or not np.array_equal(np.sort(order), np.arange(rows)):
-        raise ValueError(f"the word order does not name each of the {rows} words once")
+    words = weight.shape[0]
+    if entry.rows != words:
+        raise ValueError(f"the word clusters hold {entry.rows} rows, the embedding has {words}")
+    if order.shape != (words,) or not np.array_equal(np.sort(order), np.arange(words)):
+        raise ValueError(f"the word order does not name each of the {words} words once")
     segments, first = [], 0
     for count, bits in entry.clusters:
-        segments.append(_planes(weight[order[first : first + count]], entry, bits, moments))
+        rows = weight[order[first : first + count]]
+        segments.append(quantize_matrix(rows, entry.cluster(bits), moments))
         first += count
     return WordPlanes(order=order, segments=tuple(segments))
-
-
-def _planes(
-    weight: NDArray[np.floating],
-    entry: BlockBits | WordBits,
-    bits: int,
-    moments: NDArray[np.floating] | None,
-) -> BitPlanes:
-    return get_quantizer(entry.quantizer).quantize(
-        weight,
-        bits=bits,
-        group_size=entry.group_size,
-        offset=entry.offset,
-        scale_dtype=entry.scale_dtype,
-        moments=moments,
-    )
 
 
 def _check_calibration(entries: Sequence[BlockBits | WordBits], calibration: Calibration | None) -> None:

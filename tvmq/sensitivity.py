@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits, plan_hash
+from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, plan_hash
 
 from .calibration import Calibration
 from .checkpoint import Checkpoint
@@ -26,7 +26,8 @@ from .errors import InputError, UsageError
 from .families import TensorInfo, get_family
 from .installation import require
 from .options import Progress, no_progress
-from .quantizers import NEED_MOMENTS, get_quantizer, quantizer_names
+from .quantization import moments_for, quantize_matrix
+from .quantizers import NEED_MOMENTS, quantizer_names
 from .samples import Samples
 from .sensitivity_table import SCHEMA, Coding, Sensitivities, UnitSensitivity
 from .size import planes_bytes
@@ -193,7 +194,7 @@ def _measure(sweep: Sweep, unit: Unit, info: TensorInfo, rows: NDArray[np.int32]
     kl, error, sizes = [], [], []
     for bits in sweep.widths:
         entry = sweep.coding.entry(info, bits)
-        coded = _coded(part, entry, moments)
+        coded = _coded(part, entry, moments if entry.quantizer in NEED_MOMENTS else None)
         error.append(_energy(part - coded, moments) / norm)
         sizes.append(planes_bytes(entry, len(part), info.shape[1], bits))
         changed = {unit.tensor: _with(others, rows, coded)}
@@ -226,7 +227,7 @@ def plan_weights(
     found = {}
     for entry in plan.entries():
         weight = checkpoint.tensor(entry.tensor)
-        moments = None if held is None else held.moments(entry.tensor)
+        moments = moments_for(entry, held)
         if isinstance(entry, BlockBits):
             found[entry.tensor] = weight if entry.bits == FLOAT_BITS else _coded(weight, entry, moments)
             continue
@@ -235,7 +236,7 @@ def plan_weights(
         first = 0
         for rows, bits in entry.clusters:
             words = order[first : first + rows]
-            weight[words] = _coded(weight[words], _cluster(entry, bits), moments)
+            weight[words] = _coded(weight[words], entry.cluster(bits), moments)
             first += rows
         found[entry.tensor] = weight
     return found
@@ -246,32 +247,11 @@ def _matrix(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
     return rows, columns
 
 
-def _cluster(words: WordBits, bits: int) -> BlockBits:
-    """One cluster of an embedding as a matrix of its own."""
-    return BlockBits(
-        tensor=words.tensor,
-        block=words.block,
-        bits=bits,
-        group_size=words.group_size,
-        quantizer=words.quantizer,
-        offset=words.offset,
-        scale_dtype=words.scale_dtype,
-    )
-
-
 def _coded(
     part: NDArray[np.float32], entry: BlockBits, moments: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
-    quantizer = get_quantizer(entry.quantizer)
     try:
-        return quantizer.quantize(
-            part,
-            bits=entry.bits,
-            group_size=entry.group_size,
-            offset=entry.offset,
-            scale_dtype=entry.scale_dtype,
-            moments=moments,
-        ).dequantize()
+        return quantize_matrix(part, entry, moments).dequantize()
     except ValueError as error:
         raise InputError(f"{entry.tensor}: {error}") from error
 

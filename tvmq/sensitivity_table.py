@@ -7,14 +7,14 @@ One line per unit, for people to read; decoding believes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from relay_passes.bit_plan import MAX_JSON_BYTES, BlockBits, ScaleDtype
+from relay_passes.bit_plan import MAX_JSON_BYTES, BlockBits, ScaleDtype, strict_struct, written
 
 from .errors import InputError
 from .families.family import TensorInfo
@@ -32,12 +32,14 @@ class Coding:
         group_size: columns that share a scale; None is one scale per row.
         offset: an offset per group besides the scales.
         scale_dtype: dtype of scales and offsets.
+        outliers: percent of the weights that are stored beside the planes.
     """
 
     quantizer: str = "alternating"
     group_size: int | None = None
     offset: bool = False
     scale_dtype: ScaleDtype = "float16"
+    outliers: float = 0.0
 
     def entry(self, info: TensorInfo, bits: int) -> BlockBits:
         """``info`` stored so, in ``bits``."""
@@ -49,6 +51,7 @@ class Coding:
             quantizer=self.quantizer,
             offset=self.offset,
             scale_dtype=self.scale_dtype,
+            outliers=self.outliers,
         )
 
 
@@ -159,9 +162,9 @@ def encode_sensitivities(table: Sensitivities) -> bytes:
     """The same bytes for the same table, one line per unit."""
     encode = msgspec.json.Encoder().encode
     heads = [
-        f'  "{field.name}": '.encode() + encode(getattr(table, field.name))
-        for field in fields(Sensitivities)
-        if field.name != "units"
+        f'  "{name}": '.encode() + encode(written(value) if name == "coding" else value)
+        for name, value in written(table).items()
+        if name != "units"
     ]
     units = b",".join(b"\n    " + encode(unit) for unit in table.units)
     return b"{\n" + b",\n".join([*heads, b'  "units": [' + units + b"]"]) + b"\n}\n"
@@ -185,12 +188,6 @@ def decode_sensitivities(data: bytes) -> Sensitivities:
     )
 
 
-def _strict(cls: type[Any], **replaced: Any) -> Any:
-    """A msgspec struct with ``cls``'s fields, all required, that refuses unknown ones."""
-    hints = get_type_hints(cls) | replaced
-    return msgspec.defstruct(
-        f"{cls.__name__} entry", [(f.name, hints[f.name]) for f in fields(cls)], forbid_unknown_fields=True
-    )
-
-
-_TABLE = _strict(Sensitivities, coding=_strict(Coding), units=tuple[_strict(UnitSensitivity), ...])
+_TABLE = strict_struct(
+    Sensitivities, coding=strict_struct(Coding), units=tuple[strict_struct(UnitSensitivity), ...]
+)

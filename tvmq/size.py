@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
+from schedules.outliers import outlier_bytes
 from schedules.packing import word_dtype
 from schedules.pow2 import POW2, scale_storage
 
@@ -102,4 +103,5 @@ def planes_bytes(entry: BlockBits | WordBits, rows: int, columns: int, bits: int
     groups = columns // (entry.group_size or columns)
     numbers = (bits + entry.offset) * np.dtype(scale_storage(entry.scale_dtype)).itemsize
     exponents = 1 if entry.scale_dtype == POW2 else 0
-    return bits * rows * -(-columns // 8) + rows * groups * (numbers + exponents)
+    dense = bits * rows * -(-columns // 8) + rows * groups * (numbers + exponents)
+    return dense + outlier_bytes(entry.outliers, rows, columns)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from relay_passes.bit_plan import BitPlan, BlockBits, WordBits, encode_plan
+from schedules.outliers import Outliers
 from schedules.packing import BitPlanes, WordPlanes
 from tvmq.checkpoint import Checkpoint
 from tvmq.coded_checkpoint import write_coded
@@ -37,7 +38,7 @@ def planes(bits: int, n: int) -> BitPlanes:
 
 
 MATRIX = BlockBits(tensor="a", block="x", bits=2, group_size=6, offset=True, scale_dtype="float32")
-SHARED = BlockBits(tensor="s", block="x", bits=1, group_size=6, scale_dtype="pow2")
+SHARED = BlockBits(tensor="s", block="x", bits=1, group_size=6, scale_dtype="pow2", outliers=5.0)
 KEPT = BlockBits(tensor="kept", block="x", bits=32)
 WORDS = WordBits(
     tensor="w", block="y", clusters=((1, 2), (2, 1)), group_size=6, offset=True, scale_dtype="float32"
@@ -51,6 +52,8 @@ def coded(checkpoint: Path) -> Path:
     words = WordPlanes(order=np.array([2, 0, 1], np.int32), segments=(planes(2, 1), planes(1, 2)))
     mantissas, exponents = np.full((1, 4, 2), 100, np.int8), np.full((4, 2), -9, np.int8)
     shared = replace(planes(1, 4), scales=mantissas, offsets=None, exponents=exponents)
+    outliers = Outliers(places=np.array([3, 40]), values=np.ones(2, np.float16))
+    shared = replace(shared, outliers=outliers)
     tensors = {"a": planes(2, 4), "s": shared, "w": words}
     floats = {"kept": np.ones((2, 2)), "bias": np.ones(2)}
     write_coded(folder, model=checkpoint, plan=PLAN, planes=tensors, floats=floats, force=False)
@@ -161,6 +164,13 @@ DEFECTS: dict[str, tuple[Callable[[Tensors, dict[str, str]], object], str]] = {
     "a mantissa of 8 bits": (set_at("s:scales", 0, -128), "'s': mantissas of one row add up to more than"),
     "a huge exponent": (set_at("s:exponents", 0, 127), "'s': exponents must lie between -100 and 100"),
     "exponents of nothing": (put("a:exponents", np.zeros((4, 2), np.int8)), "'a:exponents' is not in the"),
+    "no starts": (drop("s:starts"), "'s:starts' of the plan is not stored"),
+    "one place more": (put("s:places", np.zeros(3, np.uint16)), r"'s:places' is uint16\[3\], .*uint16\[2\]"),
+    "wide places": (put("s:places", np.zeros(2, np.int32)), "'s:places' is int32"),
+    "starts that fall": (set_at("s:starts", 0, 2), "'s': the starts of outliers do not rise"),
+    "a place beyond": (set_at("s:places", 1, 48), "'s': an outlier lies beyond the last of 4 rows"),
+    "a place twice": (set_at("s:places", 1, 3), "'s': the places of outliers do not ascend"),
+    "an infinite outlier": (set_at("s:values", 0, np.inf), "'s': an outlier is not finite"),
     "a float of NaN": (set_at("bias", 0, np.nan), "'bias' holds 1 values that are not finite"),
 }
 

@@ -20,6 +20,7 @@ COMMON: dict[str, Any] = {
     "quantizer": st.sampled_from(["alternating", "greedy", "rtn"]),
     "offset": st.booleans(),
     "scale_dtype": st.sampled_from(["float16", "float32", "pow2"]),
+    "outliers": st.sampled_from([0.0, 0.05, 0.45, 5.0]),
 }
 
 
@@ -78,6 +79,30 @@ def test_round_trip(plan: BitPlan) -> None:
     data = encode_plan(plan)
     assert decode_plan(data) == plan
     assert encode_plan(decode_plan(data)) == data
+
+
+def test_a_plan_without_outliers_is_written_as_before_there_were_any() -> None:
+    data = encode_plan(example())
+    assert b"outliers" not in data
+    assert decode_plan(data).blocks[0].outliers == 0
+    sparse = edited(blocks__0__outliers=0.1)
+    assert decode_plan(sparse).blocks[0].outliers == 0.1
+    assert b'"outliers":0.1' in encode_plan(decode_plan(sparse))
+
+
+@pytest.mark.parametrize("percent", [-0.1, 5.1, float("nan"), float("inf")])
+def test_impossible_outliers(percent: float) -> None:
+    with pytest.raises(ValueError, match=r"a: .* percent of outliers \(expected 0 to 5\)"):
+        BlockBits(tensor="a", block="b", bits=2, outliers=percent)
+
+
+def test_clusters_and_back() -> None:
+    entry = BlockBits(
+        tensor="e", block="Emb", bits=3, group_size=8, offset=True, scale_dtype="pow2", outliers=1.0
+    )
+    words = entry.by_word(((3, 4), (5, 1)))
+    assert words.clusters == ((3, 4), (5, 1))
+    assert words.cluster(3) == entry
 
 
 @given(plans(), st.data())

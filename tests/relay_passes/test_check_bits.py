@@ -113,6 +113,20 @@ def test_lost(graph: Any, annotated: Any, apply: Any, plan: Any) -> None:
         CheckBits(plan=bits)(module)
 
 
+def test_lost_outliers(graph: Any, annotated: Any, apply: Any, plan: Any) -> None:
+    """A matrix of 32 x 32 with 2 % has some; one percent of a few weights may be none."""
+    plain, sparse = plan({"a.weight": 2, "b.weight": 2}), plan({"a.weight": 2, "b.weight": 2}, outliers=4.0)
+    module = annotated(graph(INPUTS, TWO, chain), plain)
+    apply(apply(module, LowerLinear(plan=sparse, target=TARGET)), CheckBits(plan=sparse))
+    lost = apply(module, LowerLinear(plan=plain, target=TARGET))
+    apply(lost, CheckBits(plan=plain))
+    wide = {"a.weight": "float32[256, 256]", "b.weight": "float32[256, 256]"}
+    module = annotated(graph({"x": "float32[m, 256]"}, wide, chain), plain)
+    lost = apply(module, LowerLinear(plan=plain, target=TARGET))
+    with pytest.raises(ValueError, match=r"carried out: a\.weight is read without its outliers in main; b\."):
+        CheckBits(plan=sparse)(lost)
+
+
 def test_never_annotated(graph: Any, plan: Any) -> None:
     with pytest.raises(ValueError, match=r"a\.weight is still a float parameter of main"):
         CheckBits(plan=plan({"a.weight": 2}))(graph(INPUTS, TWO, chain))

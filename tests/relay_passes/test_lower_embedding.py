@@ -79,6 +79,25 @@ def test_equal_bits_with_groups_and_offsets(
     same(apply(annotated(graph(IDS, TABLE, rows), bits), LowerEmbedding(plan=bits)), expected)
 
 
+def test_outliers(graph: Any, annotated: Any, apply: Any, same: Any, plan: Any) -> None:
+    bits = plan({"emb.weight": 3}, outliers=1.0)
+    spec = GatherSpec(words=70, width=32, segments=(segment(70, 3, outliers=True),))
+    stored = {
+        "emb.weight:keys": "uint8[2, 3, 1, 4, 64]",
+        "emb.weight:scales": "float16[2, 3, 1, 64]",
+        "emb.weight:starts": "int32[3]",
+        "emb.weight:places": "uint16[22]",
+        "emb.weight:values": "float16[22]",
+    }
+    expected = graph(
+        IDS,
+        stored,
+        lambda g, *a: g.kernel(gather(spec), "gather", list(a), "float32[m, 32]")[0],
+        planned={"emb.weight": 1},
+    )
+    same(apply(annotated(graph(IDS, TABLE, rows), bits), LowerEmbedding(plan=bits)), expected)
+
+
 def test_float_rows(graph: Any, annotated: Any, apply: Any, same: Any, plan: Any) -> None:
     spec = GatherSpec(words=70, width=32, segments=(), packed=False)
     expected = graph(

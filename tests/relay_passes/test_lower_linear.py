@@ -116,6 +116,47 @@ def test_float_linear(graph: Any, annotated: Any, apply: Any, same: Any, plan: A
     same(apply(annotated(before, bits), LowerLinear(plan=bits, target=TARGET)), expected)
 
 
+def test_outliers_read_the_activation(
+    graph: Any, annotated: Any, apply: Any, same: Any, plan: Any
+) -> None:
+    """Tiles of 64 rows; 2 % of 70 x 40 weights are 56, of the second matrix none."""
+    bits = plan({"fc.weight": 3, "tiny.weight": 3}, outliers=2.0, scale_dtype="pow2")
+    weights = {"fc.weight": "float32[70, 40]", "tiny.weight": "float32[2, 10]"}
+    before = graph(
+        {"x": "float32[m, 40]", "z": "float32[m, 10]"},
+        weights,
+        lambda g, x, z, w, t: g.concat([g.linear(x, w), g.linear(z, t)], axis=1),
+    )
+
+    def body(g: Any, x: Any, z: Any, *stored: Any) -> Any:
+        first, second = stored[:6], stored[6:]
+        facts = {"scale_dtype": "pow2"}
+        wanted = spec(40, 70, segment(70, 3, 40, outliers=True, **facts))
+        args = [*table(g, x, ColumnLayout(k=40, group_size=40)), x, *first]
+        (y,) = g.kernel(lut_gemm(wanted, "avx2"), "lut_gemm", args, "float32[m, 70]")
+        args = [*table(g, z, ColumnLayout(k=10, group_size=10)), *second]
+        kernel = lut_gemm(spec(10, 2, segment(2, 3, 10, **facts)), "avx2")
+        return g.concat([y, g.kernel(kernel, "lut_gemm", args, "float32[m, 2]")[0]], axis=1)
+
+    expected = graph(
+        {"x": "float32[m, 40]", "z": "float32[m, 10]"},
+        {
+            "fc.weight:keys": "uint8[2, 3, 2, 4, 64]",
+            "fc.weight:scales": "int8[2, 3, 1, 64]",
+            "fc.weight:exponents": "int8[2, 1, 64]",
+            "fc.weight:starts": "int32[3]",
+            "fc.weight:places": "uint16[56]",
+            "fc.weight:values": "float16[56]",
+            "tiny.weight:keys": "uint8[1, 3, 1, 4, 64]",
+            "tiny.weight:scales": "int8[1, 3, 1, 64]",
+            "tiny.weight:exponents": "int8[1, 1, 64]",
+        },
+        body,
+        planned={"fc.weight": 1, "tiny.weight": 1},
+    )
+    same(apply(annotated(before, bits), LowerLinear(plan=bits, target=TARGET)), expected)
+
+
 def test_head_ordered_by_words(graph: Any, annotated: Any, apply: Any, same: Any, plan: Any) -> None:
     """One call for all segments, bias in storage order, logits brought back by rank."""
     bits = plan({"emb.weight": ((60, 4), (10, 2))})
@@ -209,7 +250,7 @@ def test_segments_follow_the_clusters(plan: Any) -> None:
     (entry,) = plan({"emb": ((5, 4), (3, 2), (1, 1))}, group_size=8).words
     stored = stored_segments(entry, 9, 16)
     assert [s.prefix for s in stored] == ["emb:0", "emb:1", "emb:2"]
-    assert [(s.start, s.rows, s.bits, s.group_size) for s in kernel_segments(stored)] == [
+    assert [(s.start, s.rows, s.bits, s.group_size) for s in kernel_segments(stored, 16)] == [
         (0, 5, 4, 8),
         (5, 3, 2, 8),
         (8, 1, 1, 8),

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
 
+from schedules.outliers import Outliers, outlier_count, pack_outliers
 from schedules.packing import BitPlanes, pack_exponents, pack_keys, pack_offsets, pack_scales
 from schedules.pow2 import pow2_scales, scale_storage
 from targets import detect_host, get_target, target_names
@@ -114,7 +115,15 @@ class Weights:
     seed: int = 0
 
     def planes(
-        self, n: int, k: int, bits: int, group: int, *, offset: bool = False, dtype: str = "float16"
+        self,
+        n: int,
+        k: int,
+        bits: int,
+        group: int,
+        *,
+        offset: bool = False,
+        dtype: str = "float16",
+        outliers: float = 0.0,
     ) -> BitPlanes:
         rng = np.random.default_rng([self.seed, n, k, bits])
         raw = rng.integers(0, 2, (bits, n, k), dtype=np.uint8)
@@ -124,6 +133,9 @@ class Weights:
         if dtype == "pow2":
             params, exponents = pow2_scales(params)
         stored = params.astype(scale_storage(dtype))
+        count = outlier_count(outliers, n, k)
+        places = np.sort(rng.choice(n * k, count, replace=False)).astype(np.int64)
+        sparse = Outliers(places=places, values=rng.standard_normal(count).astype(np.float16))
         return BitPlanes(
             planes=np.packbits(raw, axis=2, bitorder="little"),
             scales=stored[:bits],
@@ -131,12 +143,15 @@ class Weights:
             shape=(n, k),
             group_size=group,
             exponents=exponents,
+            outliers=sparse if count else None,
         )
 
     @staticmethod
     def arguments(planes: BitPlanes) -> list[NDArray]:
-        """Keys, scales and, where present, exponents and offsets of one segment."""
-        others = (pack_exponents(planes), pack_offsets(planes))
+        """What a kernel takes of one segment: keys, scales and, where present, all else."""
+        others = [pack_exponents(planes), pack_offsets(planes)]
+        if planes.outliers is not None:
+            others += pack_outliers(planes.outliers, *planes.shape).values()
         return [pack_keys(planes), pack_scales(planes), *(array for array in others if array is not None)]
 
 

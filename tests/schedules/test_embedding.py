@@ -16,7 +16,12 @@ from schedules.packing import WordPlanes
 WORDS, WIDTH = 205, 96
 IDS = np.array([0, 5, 204, 42, 7, 7, 100, -1, 205, 2**31 - 1, -(2**31)], np.int32)
 KNOWN = np.where((IDS >= 0) & (IDS < WORDS), IDS, 0)
-PARTS = ((70, 3, True, "float16"), (5, 8, False, "float32"), (20, 3, True, "pow2"), (110, 1, True, "float32"))
+PARTS = (
+    (70, 3, True, "float16", 3.0),
+    (5, 8, False, "float32", 0.0),
+    (20, 3, True, "pow2", 2.0),
+    (110, 1, True, "float32", 1.0),
+)
 
 
 @pytest.mark.parametrize(("rank_dtype", "group"), [("uint16", 32), ("int32", 48), ("", 96)])
@@ -25,12 +30,14 @@ def test_words_of_different_bits(build: Any, level: Any, weights: Any, rank_dtyp
     if rank_dtype:
         order = np.random.default_rng(0).permutation(order)
     planes, segments, start = [], [], 0
-    for rows, bits, offset, dtype in PARTS:
-        planes.append(weights.planes(rows, WIDTH, bits, group, offset=offset, dtype=dtype))
+    for rows, bits, offset, dtype, outliers in PARTS:
+        planes.append(
+            weights.planes(rows, WIDTH, bits, group, offset=offset, dtype=dtype, outliers=outliers)
+        )
         segments.append(
             Segment(
                 rows=rows, bits=bits, group_size=group, offset=offset, scale_dtype=dtype,
-                output=0, start=start,
+                output=0, start=start, outliers=outliers > 0,
             )
         )  # fmt: skip
         start += rows

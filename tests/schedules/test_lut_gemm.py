@@ -46,11 +46,11 @@ class Case:
     planes: list[BitPlanes]
     biases: list[NDArray[np.float32] | None]
 
-    def arguments(
-        self, table: NDArray, scale: NDArray, sums: NDArray, *, unit: bool = False
-    ) -> list[NDArray]:
+    def arguments(self, x: NDArray, tables: tuple[NDArray, ...], *, unit: bool = False) -> list[NDArray]:
         """Kernel inputs; ``unit`` makes every scale 1 and every offset and bias 0."""
+        table, scale, sums = tables
         arrays: list[NDArray] = [table, np.ones_like(scale) if unit else scale, sums]
+        arrays += [x] if self.spec.outliers else []
         for planes in self.planes:
             keys, *others = self.weights.arguments(planes)
             arrays.append(keys)
@@ -63,19 +63,25 @@ class Case:
         return [((m, n), "float32") for n in self.spec.outputs]
 
 
-def make_case(weights: Any, k: int, group: int, tables: Tables, shapes: list[Shape]) -> Case:
-    """Segments over three outputs, with and without offsets, biases, relu; all scale types."""
+def make_case(
+    weights: Any, k: int, group: int, tables: Tables, shapes: list[Shape], outliers: float = 0.0
+) -> Case:
+    """Segments over three outputs, with and without offsets, biases, relu; all scale types.
+
+    All segments but the second have ``outliers`` percent of outliers.
+    """
     rng = np.random.default_rng(k)
     outputs = [0, 0, 0]
     segments, planes = [], []
     for index, (rows, bits) in enumerate(shapes):
         output = min(index, 2)
         offset, dtype = index % 2 == 0, ("float16", "float32", "pow2")[index % 3]
-        planes.append(weights.planes(rows, k, bits, group, offset=offset, dtype=dtype))
+        sparse = 0.0 if index == 1 else outliers
+        planes.append(weights.planes(rows, k, bits, group, offset=offset, dtype=dtype, outliers=sparse))
         segments.append(
             Segment(
                 rows=rows, bits=bits, group_size=group, offset=offset, scale_dtype=dtype,
-                output=output, start=outputs[output],
+                output=output, start=outputs[output], outliers=planes[-1].outliers is not None,
             )
         )  # fmt: skip
         outputs[output] += rows
@@ -103,14 +109,14 @@ def assert_integers(kernel: Any, case: Case, m: int) -> None:
         total = integer_reference(table, planes, spec.layout(segment)).sum(axis=(1, 3))
         expected[segment.output][:, segment.start : segment.start + segment.rows] = total
     expected[0] = np.maximum(expected[0], 0)
-    found = kernel(case.arguments(table, scale, sums, unit=True), *case.outputs(m))
+    found = kernel(case.arguments(x, (table, scale, sums), unit=True), *case.outputs(m))
     for y, wanted in zip(found, expected, strict=False):
         assert np.array_equal(y, wanted)
 
 
 def assert_floats(kernel: Any, case: Case, x: NDArray[np.float32]) -> None:
     table, scale, sums = table_reference(x, case.spec.table_layout, case.spec.tables)
-    arguments = case.arguments(table, scale, sums)
+    arguments = case.arguments(x, (table, scale, sums))
     found = kernel(arguments, *case.outputs(x.shape[0]))
     expected = reference(x, case.planes, case.spec, case.biases)
     largest = np.abs(np.concatenate(expected, axis=1)).max(axis=1, keepdims=True)
@@ -142,6 +148,38 @@ def test_equals_reference(
     check(build, kernel_level, make_case(weights, k, group, tables, shapes))
 
 
+@pytest.mark.parametrize(
+    ("k", "group", "tables"), [(10, 10, "int8"), (520, 520, "exact"), (2048, 128, "int8")]
+)
+def test_outliers_are_added(
+    build: Any, kernel_level: Any, weights: Any, k: int, group: int, tables: Tables
+) -> None:
+    """Tiles of 64 and of 32 rows; with exact tables the whole of W x comes out."""
+    case = make_case(weights, k, group, tables, FEW, outliers=2.0)
+    assert [segment.outliers for segment in case.spec.segments] == [True, False, True]
+    check(build, kernel_level, case)
+    if tables == "exact":
+        x = np.random.default_rng(4).standard_normal((3, k)).astype(np.float32)
+        found = reference(x, case.planes, replace(case.spec, activation=("", "", "")), [None] * 3)
+        for y, planes in zip(found, case.planes, strict=True):
+            np.testing.assert_allclose(y, x @ planes.dequantize().T, rtol=1e-4, atol=1e-3)
+
+
+def test_damaged_outliers_stay_within_bounds(build: Any, kernel_level: Any, weights: Any) -> None:
+    """The memory around every buffer is guarded."""
+    case = make_case(weights, 96, 48, "int8", FEW, outliers=2.0)
+    x = np.random.default_rng(5).standard_normal((2, 96)).astype(np.float32)
+    tables = table_reference(x, case.spec.table_layout, "int8")
+    kernel = build(lut_gemm(case.spec, kernel_level.kernel_isa), kernel_level)
+    arguments = case.arguments(x, tables)
+    for array in arguments[4:]:
+        if array.dtype == np.int32:  # starts
+            array[:] = np.resize([5, -7, 2**31 - 1, -(2**31)], array.shape)
+        elif array.dtype == np.uint16:
+            array[:] = 0xFFFF
+    kernel(arguments, *case.outputs(2))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tables", ["int8", "exact"])
 @pytest.mark.parametrize(("k", "group"), SLOW)
@@ -156,7 +194,7 @@ def test_exact_sums_add_groups_in_ascending_order(build: Any, kernel_level: Any,
     x = np.random.default_rng(1).standard_normal((2, 520)).astype(np.float32)
     table, scale, sums = table_reference(x, case.spec.table_layout, "exact")
     kernel = build(lut_gemm(case.spec, kernel_level.kernel_isa), kernel_level)
-    y = kernel(case.arguments(table, scale, sums, unit=True), *case.outputs(2))[1]
+    y = kernel(case.arguments(x, (table, scale, sums), unit=True), *case.outputs(2))[1]
     assert y.shape == (2, 1)
     expected = np.zeros((2, 1), np.float32)
     for plane in range(2):
@@ -172,10 +210,10 @@ def test_not_finite_scales_stay_in_their_token(build: Any, kernel_level: Any, we
     x = np.random.default_rng(2).standard_normal((5, 96)).astype(np.float32)
     table, scale, sums = table_reference(x, case.spec.table_layout, "int8")
     kernel = build(lut_gemm(case.spec, kernel_level.kernel_isa), kernel_level)
-    clean = kernel(case.arguments(table, scale, sums), *case.outputs(5))[:3]
+    clean = kernel(case.arguments(x, (table, scale, sums)), *case.outputs(5))[:3]
     scale[2], sums[2] = np.nan, np.inf
     others = np.arange(5) != 2
-    for a, b in zip(clean, kernel(case.arguments(table, scale, sums), *case.outputs(5)), strict=False):
+    for a, b in zip(clean, kernel(case.arguments(x, (table, scale, sums)), *case.outputs(5)), strict=False):
         assert np.array_equal(a[others], b[others])
 
 
@@ -189,7 +227,7 @@ def test_subnormal_and_largest_half_scales(build: Any, kernel_level: Any, weight
             planes.scales[...] = np.resize(extremes, planes.scales.shape)
     kernel = build(lut_gemm(case.spec, kernel_level.kernel_isa), kernel_level)
     table, scale, sums = table_reference(x, case.spec.table_layout, "int8")
-    found = kernel(case.arguments(table, scale, sums), *case.outputs(1))
+    found = kernel(case.arguments(x, (table, scale, sums)), *case.outputs(1))
     expected = reference(x, case.planes, case.spec, case.biases)
     for y, wanted in zip(found, expected, strict=False):
         np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=2e-6 * np.abs(wanted).max())

@@ -70,26 +70,35 @@ def table_call(tables: Tables) -> Call:
 
 
 def product_call(
-    tables: Tables, group: int, planes: Callable[..., BitPlanes], arguments: Any, dtype: str = "float16"
+    tables: Tables, group: int, planes: Callable[..., BitPlanes], arguments: Any, kind: str = "float16"
 ) -> Call:
     rows, k, tokens = 81, 240, 5
+    outliers = 3.0 if kind == "outliers" else 0.0
+    dtype = "float16" if outliers else kind
     segment = Segment(
-        rows=rows, bits=3, group_size=group, offset=True, scale_dtype=dtype, output=0, start=0
-    )
+        rows=rows, bits=3, group_size=group, offset=True, scale_dtype=dtype, output=0, start=0,
+        outliers=outliers > 0,
+    )  # fmt: skip
     spec = LutSpec(k=k, outputs=(rows,), segments=(segment,), bias=(True,), activation=("",), tables=tables)
-    table, scale, sums = table_reference(normal(tokens, k), spec.table_layout, tables)
-    weight = arguments(planes(rows, k, 3, group, offset=True, dtype=dtype))
+    x = normal(tokens, k)
+    inputs = [*table_reference(x, spec.table_layout, tables), *([x] if outliers else [])]
+    weight = arguments(planes(rows, k, 3, group, offset=True, dtype=dtype, outliers=outliers))
     return Call(
         kernel=lambda isa: lut_gemm(spec, isa),
-        inputs=[table, scale, sums, *weight, normal(rows)],
+        inputs=[*inputs, *weight, normal(rows)],
         outputs=[((tokens, rows), "float32")],
     )
 
 
-def gather_call(planes: Callable[..., BitPlanes], arguments: Any, dtype: str = "float16") -> Call:
-    segment = Segment(rows=81, bits=3, group_size=48, offset=True, scale_dtype=dtype, output=0, start=0)
+def gather_call(planes: Callable[..., BitPlanes], arguments: Any, kind: str = "float16") -> Call:
+    outliers = 3.0 if kind == "outliers" else 0.0
+    dtype = "float16" if outliers else kind
+    segment = Segment(
+        rows=81, bits=3, group_size=48, offset=True, scale_dtype=dtype, output=0, start=0,
+        outliers=outliers > 0,
+    )  # fmt: skip
     spec = GatherSpec(words=81, width=96, segments=(segment,), factor=22.6)
-    weight = arguments(planes(81, 96, 3, 48, offset=True, dtype=dtype))
+    weight = arguments(planes(81, 96, 3, 48, offset=True, dtype=dtype, outliers=outliers))
     ids = np.arange(81, dtype=np.int32)
     return Call(kernel=lambda _: gather(spec), inputs=[ids, *weight], outputs=[((81, 96), "float32")])
 
@@ -218,10 +227,10 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
     match request.param.split():
         case ["table", tables]:
             return table_call(tables)
-        case ["product", tables, group, *dtype]:
-            return product_call(tables, int(group), *made, *dtype)
-        case ["gather", *dtype]:
-            return gather_call(*made, *dtype)
+        case ["product", tables, group, *kind]:
+            return product_call(tables, int(group), *made, *kind)
+        case ["gather", *kind]:
+            return gather_call(*made, *kind)
         case ["norm", width]:
             return norm_call(int(width))
         case ["attention", "ragged"]:
@@ -250,7 +259,8 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
     "call",
     [
         "table int8", "table exact", "product int8 240", "product int8 40", "product exact 240",
-        "product exact 40", "product int8 40 pow2", "product exact 240 pow2", "gather", "gather pow2",
+        "product exact 40", "product int8 40 pow2", "product exact 240 pow2", "product int8 240 outliers",
+        "product exact 40 outliers", "gather", "gather pow2", "gather outliers",
         "norm 128", "norm 39", "attention ragged", "attention cached", "attention cross", "float",
         "integer 3", "integer 8",
         "float gelu", "argmax", "topk", "exp", "log", "activation gelu", "activation gelu_tanh",

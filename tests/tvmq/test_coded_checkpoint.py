@@ -21,6 +21,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from relay_passes.bit_plan import BitPlan, BlockBits, WordBits, decode_plan
+from schedules.outliers import Outliers, outlier_count
 from schedules.packing import BitPlanes, WordPlanes
 from schedules.pow2 import pow2_scales, scale_storage
 from tvmq import api
@@ -38,7 +39,14 @@ Run = Callable[..., Any]
 
 
 def matrix(
-    bits: int, n: int, k: int, group: int, *, offset: bool = False, dtype: str = "float16"
+    bits: int,
+    n: int,
+    k: int,
+    group: int,
+    *,
+    offset: bool = False,
+    dtype: str = "float16",
+    outliers: float = 0.0,
 ) -> BitPlanes:
     rng = np.random.default_rng(n * k + bits)
     codes = rng.integers(0, 2, (bits, n, k), np.uint8)
@@ -55,13 +63,22 @@ def matrix(
         shape=(n, k),
         group_size=group,
         exponents=exponents,
+        outliers=sparse(n, k, outliers),
     )
+
+
+def sparse(n: int, k: int, percent: float) -> Outliers | None:
+    count = outlier_count(percent, n, k)
+    if not count:
+        return None
+    places = np.sort(np.random.default_rng(n).choice(n * k, count, replace=False))
+    return Outliers(places=places.astype(np.int64), values=np.arange(1, count + 1).astype(np.float16))
 
 
 PLANES: dict[str, BitPlanes | WordPlanes] = {
     "a": matrix(3, 5, 32, 16, offset=True),
     "odd": matrix(1, 4, 13, 13, dtype="float32"),
-    "shared": matrix(2, 3, 16, 8, offset=True, dtype="pow2"),
+    "shared": matrix(2, 3, 16, 8, offset=True, dtype="pow2", outliers=5.0),
     "words": WordPlanes(
         order=np.array([2, 4, 0, 5, 1, 3], np.int32),
         segments=(matrix(4, 2, 10, 10), matrix(2, 3, 10, 10), matrix(1, 1, 10, 10)),
@@ -75,7 +92,9 @@ PLAN = BitPlan(
     blocks=(
         BlockBits(tensor="a", block="x", bits=3, group_size=16, offset=True),
         BlockBits(tensor="odd", block="x", bits=1, scale_dtype="float32", quantizer="greedy"),
-        BlockBits(tensor="shared", block="x", bits=2, group_size=8, offset=True, scale_dtype="pow2"),
+        BlockBits(
+            tensor="shared", block="x", bits=2, group_size=8, offset=True, scale_dtype="pow2", outliers=5.0
+        ),
         BlockBits(tensor="kept", block="x", bits=32),
     ),
     words=(WordBits(tensor="words", block="Emb", clusters=((2, 4), (3, 2), (1, 1))),),
@@ -122,6 +141,10 @@ def assert_same(found: BitPlanes, expected: BitPlanes) -> None:
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             np.testing.assert_array_equal(one, other)
+    assert (found.outliers is None) == (expected.outliers is None)
+    if found.outliers is not None and expected.outliers is not None:
+        np.testing.assert_array_equal(found.outliers.places, expected.outliers.places)
+        np.testing.assert_array_equal(found.outliers.values, expected.outliers.values)
 
 
 def test_what_is_written_is_read(model: Path, tmp_path: Path) -> None:
@@ -160,7 +183,8 @@ def test_the_files(model: Path, tmp_path: Path) -> None:
         "a:planes": "uint8", "a:scales": "float16", "a:offsets": "float16",
         "odd:planes": "uint8", "odd:scales": "float32",
         "shared:planes": "uint8", "shared:scales": "int8", "shared:exponents": "int8",
-        "shared:offsets": "int8",
+        "shared:offsets": "int8", "shared:starts": "int32", "shared:places": "uint16",
+        "shared:values": "float16",
         "words:order": "int32",
         "words:0:planes": "uint8", "words:0:scales": "float16",
         "words:1:planes": "uint8", "words:1:scales": "float16",
@@ -390,6 +414,9 @@ def test_hessian_codes_by_the_flag(tvmq: Run, tiny_model: Path, coded: Path, tmp
     name = "model.encoder.layers.0.fc1.weight"
     one, other = (Checkpoint.open(tmp_path / folder).tensor(name) for folder in ("yes", "plain"))
     assert not np.array_equal(one, other)
+    idle = tvmq("quantize", tiny_model, "-o", tmp_path / "x", "--calibration", file)
+    assert idle.code == 2
+    assert "no codes of this plan go by a calibration (alternating)" in idle.err
     fixed = tvmq("compile", coded, "-o", tmp_path / "x", "--calibration", file)
     assert fixed.code == 2
     assert "its codes are fixed" in fixed.err

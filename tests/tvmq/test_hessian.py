@@ -39,11 +39,11 @@ def damage(weight: NDArray[np.float32], moments: NDArray[np.floating], planes: B
 @given(
     st.integers(0, 10_000),
     st.integers(1, 4),
-    st.integers(1, 40),
-    st.sampled_from([(8, 8), (48, 48), (48, 16), (96, 32), (130, 65)]),
+    st.integers(4, 40),
+    st.sampled_from([(48, 48), (48, 16), (96, 32), (130, 65)]),
     st.booleans(),
 )
-def test_never_more_output_error_than_alternating(
+def test_less_output_error_than_alternating(
     seed: int, bits: int, rows: int, shape: tuple[int, int], offset: bool
 ) -> None:
     columns, group = shape
@@ -51,7 +51,7 @@ def test_never_more_output_error_than_alternating(
     options = PLAIN | {"group_size": group, "offset": offset, "bits": bits}
     ours = Hessian(threads=1).quantize(weight, moments=moments, **options)
     other = get_quantizer("alternating").quantize(weight, **options)
-    assert damage(weight, moments, ours) <= damage(weight, moments, other) * 1.0001
+    assert damage(weight, moments, ours) < 0.8 * damage(weight, moments, other)
 
 
 @pytest.mark.parametrize(("bits", "gain"), [(2, 2.5), (3, 3.0)])
@@ -132,6 +132,34 @@ def test_scales_are_least_squares_under_the_moments(group: int) -> None:
         best[row] = basis @ scales
     error = weight - best
     assert damage(weight, damped, made) <= np.einsum("nk,kl,nl->", error, damped, error) * 1.001
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_outliers_take_up_the_errors_of_others(bits: int) -> None:
+    """Free values: better than the weights' own ones at the same places."""
+    weight, moments = problem(9, 100, 256)
+    plain = Hessian().quantize(weight, bits=bits, moments=moments, **PLAIN)
+    free = Hessian().quantize(weight, bits=bits, moments=moments, outliers=1.0, **PLAIN)
+    assert free.outliers is not None
+    exact = free.dequantize()
+    exact.reshape(-1)[free.outliers.places] = weight.reshape(-1)[free.outliers.places]
+    error = (weight - exact).astype(np.float64)
+    assert damage(weight, moments, free) < 0.7 * damage(weight, moments, plain)
+    assert damage(weight, moments, free) < np.einsum("nk,kl,nl->", error, moments, error)
+
+
+def test_a_free_weight_is_the_best_value_for_its_row() -> None:
+    """At the end no other value of a single outlier lowers the damage by much."""
+    weight, moments = problem(10, 30, 64)
+    damped = moments.astype(np.float64) + Hessian().damping * np.diag(moments).mean() * np.eye(64)
+    made = Hessian(rounds=30).quantize(weight, bits=2, moments=moments, outliers=1.0, **PLAIN)
+    assert made.outliers is not None
+    rows, columns = made.outliers.places // 64, made.outliers.places % 64
+    error = (weight - made.dequantize()).astype(np.float64)
+    slope = (error @ damped)[rows, columns]
+    gain = slope**2 / damped[columns, columns]
+    total = np.einsum("nk,kl,nl->n", error, damped, error)
+    assert (gain < 0.02 * total[rows]).all()
 
 
 def test_result_does_not_depend_on_threads_or_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ ENCODER_PLANS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "pow2": (
         {"embed.weight": ((11, 4), (59, 3)), "q.weight": 3, "k.weight": 2, "fc2.weight": 3},
-        {"group_size": 8, "offset": True, "scale_dtype": "pow2"},
+        {"group_size": 8, "offset": True, "scale_dtype": "pow2", "outliers": 3.0},
     ),
     "float": ({}, {}),
 }

@@ -120,6 +120,26 @@ def test_two_rounds_and_a_calibration(tvmq: Verb, tiny_model: Path, pairs: Path,
     assert again.read_bytes() == out.read_bytes()
 
 
+def test_codes_may_differ_from_the_measured_ones(
+    tvmq: Verb, tiny_model: Path, measured: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "plan.json"
+    known = ("plan", tiny_model, "--sensitivities", measured, "--bits", 3.6, "-o", out, "--force", "--json")
+    assert tvmq(*known).code == 0
+    assert {entry.quantizer for entry in read_plan(out).entries()} == {"alternating"}
+    changed = ("--quantizer", "hessian", "--outliers", 1, "--scale-dtype", "pow2", "--group-size", 8)
+    done = tvmq(*known, *changed)
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    plan = read_plan(out)
+    coded = [entry for entry in plan.entries() if getattr(entry, "bits", 1) != 32]
+    stored = {(e.quantizer, e.outliers, e.scale_dtype, e.group_size) for e in coded}
+    assert stored == {("hessian", 1.0, "pow2", 8)}
+    assert "alternating sensitivities on" in plan.source
+    assert "for hessian codes" in plan.source
+    assert 3.3 < facts["bits_per_weight"] <= 3.6
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -130,7 +150,8 @@ def test_two_rounds_and_a_calibration(tvmq: Verb, tiny_model: Path, pairs: Path,
         (("--bits", "0.5", "--sensitivities", "TABLE"), 2, "smallest plan takes"),
         (("--ms", "1e-9", "--sensitivities", "TABLE"), 2, "fastest plan takes"),
         (("--bits", "2", "--sensitivities", "TABLE", "--text", "PAIRS"), 2, "leave out --text"),
-        (("--bits", "2", "--sensitivities", "TABLE", "--quantizer", "rtn"), 2, "leave out --quantizer"),
+        (("--bits", "2", "--sensitivities", "TABLE", "--quantizer", "rnt"), 2, "unknown quantizer 'rnt'"),
+        (("--bits", "2", "--sensitivities", "TABLE", "--outliers", "7"), 2, "7 percent of outliers"),
         (("--bits", "2", "--sensitivities", "PAIRS"), 3, "not a table of sensitivities"),
         (("--bits", "2", "--sensitivities", "missing.json"), 3, "missing.json"),
         (("--bits", "2", "--sensitivities", "TABLE", "--set", "Dec_fnn=2"), 2, "close are Dec_ffn"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,62 @@ def test_pow2_scales_cost_little(name: str, offset: bool) -> None:
         assert np.abs(mantissas.astype(int)).sum(0).max() <= 127
         exact = quantize(name, weight, bits, offset=offset, scale_dtype="float32")
         assert error(weight, made) <= limit * error(weight, exact)
+
+
+@pytest.mark.parametrize("name", quantizer_names())
+@pytest.mark.parametrize(("offset", "group"), [(False, 64), (True, 16)])
+def test_outliers_are_nearly_exact_and_leave_the_others(name: str, offset: bool, group: int) -> None:
+    weight = sample("gauss", (50, 64)) * np.float32(0.1)
+    where = np.random.default_rng(3).choice(weight.size, 16, replace=False)
+    spiked = weight.copy()
+    spiked.reshape(-1)[where] = np.where(np.arange(16) % 2, 3.0, -5.0)
+    options: dict[str, Any] = {"offset": offset, "group_size": group, "bits": 3}
+    plain = quantize(name, weight, **options)
+    made = quantize(name, spiked, outliers=0.5, **options)
+    assert made.outliers is not None
+    assert np.array_equal(made.outliers.places, np.sort(where))
+    others = np.ones(weight.size, bool)
+    others[where] = False
+    found = made.dequantize().reshape(-1)
+    np.testing.assert_allclose(found[where], spiked.reshape(-1)[where], rtol=2e-3)
+    error_of = lambda planes: ((planes.dequantize() - weight).reshape(-1)[others] ** 2).sum()  # noqa: E731
+    assert error_of(made) < 1.1 * error_of(plain)
+    assert error(spiked, made) < error(spiked, quantize(name, spiked, **options)) * 0.6
+
+
+@pytest.mark.parametrize("name", ["alternating", "hessian"])
+def test_outliers_do_not_depend_on_threads(name: str) -> None:
+    weight = sample("t5", (700, 512))
+    made = [
+        replace(get_quantizer(name), threads=threads).quantize(  # pyright: ignore[reportArgumentType]
+            weight, bits=2, group_size=None, offset=False, scale_dtype="float16", outliers=0.2,
+            moments=np.eye(512),
+        )
+        for threads in (1, 4)
+    ]  # fmt: skip
+    one, other = (planes.outliers for planes in made)
+    assert one is not None
+    assert other is not None
+    assert one.places.tobytes() == other.places.tobytes()
+    assert one.values.tobytes() == other.values.tobytes()
+    assert made[0].planes.tobytes() == made[1].planes.tobytes()
+
+
+def test_few_weights_have_no_outliers() -> None:
+    assert quantize("alternating", sample("gauss", (4, 100)), 2, outliers=0.1).outliers is None
+
+
+@pytest.mark.parametrize("percent", [6, -1])
+def test_impossible_outliers(percent: float) -> None:
+    with pytest.raises(ValueError, match=f"{percent} percent of outliers"):
+        quantize("greedy", sample("gauss", (4, 8)), 2, outliers=percent)
+
+
+def test_huge_outliers_are_named() -> None:
+    weight = sample("gauss", (10, 100))
+    weight[3, 3] = 1e6
+    with pytest.raises(ValueError, match="an outlier exceeds float16"):
+        quantize("alternating", weight, 2, outliers=0.1)
 
 
 def test_rtn_has_no_pow2_scales() -> None:

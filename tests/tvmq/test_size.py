@@ -86,8 +86,10 @@ class Source:
 
 
 @pytest.mark.parametrize("offset", [False, True])
-@pytest.mark.parametrize("scale_dtype", ["float16", "float32", "pow2"])
-def test_prediction_is_what_quantizing_gives(offset: bool, scale_dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("scale_dtype", "outliers"), [("float16", 0.0), ("float32", 0.0), ("pow2", 0.0), ("float16", 0.45)]
+)
+def test_prediction_is_what_quantizing_gives(offset: bool, scale_dtype: str, outliers: float) -> None:
     tensors = [
         TensorInfo(name="e", block="Emb", shape=(640, 64), is_embedding=True),
         TensorInfo(name="f", block="Enc_ffn", shape=(33, 100), is_embedding=False),
@@ -101,6 +103,7 @@ def test_prediction_is_what_quantizing_gives(offset: bool, scale_dtype: str) -> 
         group_size=4,
         offset=offset,
         scale_dtype=scale_dtype,  # pyright: ignore[reportArgumentType]
+        outliers=outliers,
         overrides=[("h", 32)],
         frequencies=counts,
     )

@@ -4,33 +4,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from tvmq.errors import UsageError
-from tvmq.options import CompileOptions, PoolingOptions, Tables
+from tvmq.options import CompileOptions, PlanOptions, PoolingOptions, Tables
 
 from .options import (
     MB,
     ActivationBlock,
-    Bits,
     CalibrationFile,
     DryRun,
-    Frequencies,
-    GroupSize,
     Mode,
     Model,
-    Offset,
-    PlanFile,
-    Preset,
-    Quantizer,
-    ScaleDtype,
-    Set,
-    Text,
-    plan_options,
     plan_tables,
+    with_plan_options,
 )
 from .ui import Force, Json, Quiet, Ui, Verbose, facts_table
 
@@ -51,22 +42,15 @@ Normalize = Annotated[
 DumpIr = Annotated[Path | None, typer.Option("--dump-ir", help="Folder for the IR after each phase.")]
 
 
+@with_plan_options
 def compile_model(
     model: Model,
+    *,
     output: Output = None,
     target: Target = "host",
     isa: IsaLevels = None,
     tables: TablesOption = "int8",
-    preset: Preset = None,
-    bits: Bits = None,
-    plan_file: PlanFile = None,
-    overrides: Set = None,
-    quantizer: Quantizer = None,
-    group_size: GroupSize = None,
-    offset: Offset = None,
-    scale_dtype: ScaleDtype = None,
-    frequencies: Frequencies = None,
-    text: Text = None,
+    plan: PlanOptions,
     mode: Mode = "float",
     activation_block: ActivationBlock = None,
     calibration: CalibrationFile = None,
@@ -83,20 +67,7 @@ def compile_model(
     from tvmq import api
 
     ui = Ui.start(json=json_output, verbose=verbose, quiet=quiet)
-    plan = plan_options(
-        preset=preset,
-        bits=bits,
-        plan_file=plan_file,
-        overrides=overrides,
-        quantizer=quantizer,
-        group_size=group_size,
-        offset=offset,
-        scale_dtype=scale_dtype,
-        frequencies=frequencies,
-        text=text,
-        mode=mode,
-        activation_block=activation_block,
-    )
+    plan = replace(plan, mode=mode, activation_block=activation_block)
     if dry_run:
         report = api.describe_plan(model, plan)
         ui.result(report.to_json(), *plan_tables(report))

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,6 +46,10 @@ ScaleDtype = Annotated[
     ScaleDtypes | None,
     typer.Option("--scale-dtype", help="Scales and offsets: pow2 is int8 over a shared power of two."),
 ]
+Outliers = Annotated[
+    float | None,
+    typer.Option("--outliers", metavar="PERCENT", help="Percent of the weights to keep beside the planes."),
+]
 Frequencies = Annotated[Path | None, typer.Option("--frequencies", help="token_freq.tsv for bits by word.")]
 Text = Annotated[Path | None, typer.Option("--text", help="Text to count token frequencies in instead.")]
 Mode = Annotated[
@@ -61,19 +68,17 @@ CalibrationFile = Annotated[
 
 
 def plan_options(
-    *,
-    preset: str | None,
-    bits: float | None,
-    plan_file: Path | None,
-    overrides: list[str] | None,
-    quantizer: str | None,
-    group_size: int | None,
-    offset: bool | None,
-    scale_dtype: ScaleDtypes | None,
-    frequencies: Path | None,
-    text: Path | None,
-    mode: Modes = "float",
-    activation_block: int | None = None,
+    preset: Preset = None,
+    bits: Bits = None,
+    plan_file: PlanFile = None,
+    overrides: Set = None,
+    quantizer: Quantizer = None,
+    group_size: GroupSize = None,
+    offset: Offset = None,
+    scale_dtype: ScaleDtype = None,
+    outliers: Outliers = None,
+    frequencies: Frequencies = None,
+    text: Text = None,
 ) -> PlanOptions:
     """The options for bits as the API takes them; UsageError for a ``--set`` that is none."""
     return PlanOptions(
@@ -85,11 +90,33 @@ def plan_options(
         group_size=group_size,
         offset=offset,
         scale_dtype=scale_dtype,
+        outliers=outliers,
         frequencies=frequencies,
         text=text,
-        mode=mode,
-        activation_block=activation_block,
     )
+
+
+def with_plan_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb with all options of ``plan_options`` in place of its parameter ``plan``, which they make."""
+    shared = inspect.signature(plan_options, eval_str=True).parameters
+    own = inspect.signature(verb, eval_str=True).parameters
+
+    @wraps(verb)
+    def run(**given: Any) -> None:
+        plan = plan_options(**{name: given.pop(name) for name in shared})
+        verb(plan=plan, **given)
+
+    merged = [
+        part
+        for name, parameter in own.items()
+        for part in (shared.values() if name == "plan" else [parameter])
+    ]
+    signature = inspect.Signature(
+        [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in merged]
+    )
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in merged}
+    setattr(run, "__signature__", signature)  # noqa: B010
+    return run
 
 
 def parse_override(text: str) -> tuple[str, int]:

@@ -13,7 +13,18 @@ from tvmq.errors import UsageError
 from tvmq.options import AllocationOptions
 from tvmq.store import atomic_write
 
-from .options import Frequencies, Model, Offset, Quantizer, ScaleDtype, Set, parse_override, plan_tables
+from .options import (
+    Frequencies,
+    GroupSize,
+    Model,
+    Offset,
+    Outliers,
+    Quantizer,
+    ScaleDtype,
+    Set,
+    parse_override,
+    plan_tables,
+)
 from .ui import Force, Json, Quiet, Ui, Verbose, facts_table
 
 if TYPE_CHECKING:
@@ -50,7 +61,6 @@ Words = Annotated[
     Literal["optimum", "algorithm1"], typer.Option("--words", help="How the words of an embedding are cut.")
 ]
 MaxBits = Annotated[int, typer.Option("--max-bits", min=1, max=8, help="Widest width to choose from.")]
-GroupSize = Annotated[int, typer.Option("--group-size", min=0, help="Columns that share a scale; 0: a row.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes [default: all cores]")]
 
 
@@ -72,9 +82,10 @@ def plan(
     overrides: Set = None,
     max_bits: MaxBits = 4,
     quantizer: Quantizer = None,
-    group_size: GroupSize = 0,
+    group_size: GroupSize = None,
     offset: Offset = None,
     scale_dtype: ScaleDtype = None,
+    outliers: Outliers = None,
     frequencies: Frequencies = None,
     jobs: Jobs = None,
     force: Force = False,
@@ -107,8 +118,9 @@ def plan(
         overrides=tuple(parse_override(override) for override in overrides or ()),
         quantizer=quantizer,
         group_size=group_size,
-        offset=bool(offset),
-        scale_dtype=scale_dtype or "float16",
+        offset=offset,
+        scale_dtype=scale_dtype,
+        outliers=outliers,
         frequencies=frequencies,
         jobs=jobs,
     )

@@ -9,44 +9,20 @@ from typing import Annotated
 import typer
 
 from tvmq.errors import UsageError
-from tvmq.options import QuantizeOptions
+from tvmq.options import PlanOptions, QuantizeOptions
 
-from .options import (
-    MB,
-    Bits,
-    CalibrationFile,
-    DryRun,
-    Frequencies,
-    GroupSize,
-    Model,
-    Offset,
-    PlanFile,
-    Preset,
-    Quantizer,
-    ScaleDtype,
-    Set,
-    Text,
-    plan_options,
-    plan_tables,
-)
+from .options import MB, CalibrationFile, DryRun, Model, plan_tables, with_plan_options
 from .ui import Force, Json, Quiet, Ui, Verbose, facts_table
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.")]
 
 
+@with_plan_options
 def quantize_model(
     model: Model,
+    *,
     output: Output = None,
-    preset: Preset = None,
-    bits: Bits = None,
-    plan_file: PlanFile = None,
-    overrides: Set = None,
-    quantizer: Quantizer = None,
-    group_size: GroupSize = None,
-    offset: Offset = None,
-    scale_dtype: ScaleDtype = None,
-    frequencies: Frequencies = None,
-    text: Text = None,
+    plan: PlanOptions,
     calibration: CalibrationFile = None,
     dry_run: DryRun = False,
     force: Force = False,
@@ -58,18 +34,6 @@ def quantize_model(
     from tvmq import api
 
     ui = Ui.start(json=json_output, verbose=verbose, quiet=quiet)
-    plan = plan_options(
-        preset=preset,
-        bits=bits,
-        plan_file=plan_file,
-        overrides=overrides,
-        quantizer=quantizer,
-        group_size=group_size,
-        offset=offset,
-        scale_dtype=scale_dtype,
-        frequencies=frequencies,
-        text=text,
-    )
     if dry_run:
         planned = api.describe_plan(model, plan)
         ui.result(planned.to_json(), *plan_tables(planned))

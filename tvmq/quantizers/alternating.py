@@ -18,6 +18,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from tvmq.outliers import Taken
+
 from .quantizer import Floats, Form, RowQuantizer, SolvedRows, Solver, stored
 
 RIDGE = 1e-9
@@ -37,7 +39,7 @@ class Alternating(RowQuantizer):
     rounds: int = 15
 
     def solver(self, form: Form, moments: NDArray[np.floating] | None) -> Solver:
-        def solve(rows: NDArray[np.float32]) -> SolvedRows:
+        def solve(rows: NDArray[np.float32], taken: Taken) -> SolvedRows:
             groups = rows.reshape(-1, form.group)
             params = fit(
                 groups, form.bits, form.offset, trial_rounds=self.trial_rounds, rounds=self.rounds

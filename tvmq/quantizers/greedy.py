@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tvmq.outliers import Taken
+
 from .quantizer import Floats, Form, RowQuantizer, SolvedRows, Solver, stored
 
 
@@ -20,7 +22,7 @@ class Greedy(RowQuantizer):
     """The paper's quantizer."""
 
     def solver(self, form: Form, moments: NDArray[np.floating] | None) -> Solver:
-        def solve(rows: NDArray[np.float32]) -> SolvedRows:
+        def solve(rows: NDArray[np.float32], taken: Taken) -> SolvedRows:
             groups = rows.reshape(-1, form.group)
             centre = groups.mean(1, dtype=np.float64)[None] if form.offset else np.empty((0, len(groups)))
             scales, _ = _planes(groups, form.bits, None, centre)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tvmq.outliers import Taken
+
 from .alternating import RIDGE, code_patterns, fit, solve_small
 from .quantizer import Floats, Form, RowQuantizer, SolvedRows, Solver, stored
 
@@ -48,8 +50,8 @@ class Hessian(RowQuantizer):
             raise ValueError("hessian codes need calibration data, and there are none")
         metric = _Metric.of(moments, form.k, self.damping)
 
-        def solve(rows: Array) -> SolvedRows:
-            state = _Rows(rows, metric, form)
+        def solve(rows: Array, taken: Taken) -> SolvedRows:
+            state = _Rows(rows, taken, metric, form)
             state.solve(self.rounds)
             return state.result()
 
@@ -102,11 +104,13 @@ class _Metric:
 class _Rows:
     """Some rows of a matrix while they are solved, transposed: column j is row j of every array here."""
 
-    def __init__(self, weight: Array, metric: _Metric, form: Form) -> None:
+    def __init__(self, weight: Array, taken: Taken, metric: _Metric, form: Form) -> None:
         rows, k = weight.shape
         self.metric, self.form = metric, form
         self.patterns = code_patterns(form.bits, form.offset)
         self.weight: Array = np.ascontiguousarray(weight.T[metric.order])
+        self.free = _Free.of(taken, metric.order, rows)
+        self.weight[self.free.columns, self.free.rows] = taken.values
         self.group_of = metric.order // form.group
         self.columns = [np.flatnonzero(self.group_of == g) for g in range(form.groups)]
         # [groups, bits (+1), rows], already rounded
@@ -121,6 +125,7 @@ class _Rows:
         self.coded = np.empty((k, rows), np.float32)
         self.best_codes, self.best_params = self.codes.copy(), self.params.copy()
         self.best = np.full(rows, np.inf)
+        self.best_values = taken.values.copy()
 
     def solve(self, rounds: int) -> None:
         """First sweep, then ``rounds`` times scales and codes."""
@@ -155,16 +160,21 @@ class _Rows:
                 if j > start:
                     target -= (feedback[j, start:j] * scale[j]) @ passed[start:j]
                 tables[self.group_of[j]].nearest(target, self.codes[j], self.coded[j])
+                free = self.free.of_column(j)
+                self.coded[j, free] = target[free]
                 np.subtract(self.coded[j], reference[j], out=passed[j])
 
     def _solve_scales(self, residual: Array) -> None:
         """Scales by least squares under H with the codes as they are, one group after the other.
 
         For group g with codes B: (B^T H_gg B) d = B^T (E H)_g, alpha += d. ``residual`` is (E H)^T, kept up.
+        Outliers stay what they are.
         """
         damped = self.metric.damped
         for g, columns in enumerate(self.columns):
             signs = self._signs(self.codes[columns])
+            free = self.free.mask[columns]
+            signs[:, free] = 0
             block = damped[np.ix_(columns, columns)]
             weighted = np.stack([block @ sign for sign in signs])
             normal = np.einsum("ukr,vkr->uvr", signs, weighted, dtype=np.float64)
@@ -174,6 +184,7 @@ class _Rows:
             self.params[g] = self._stored(self.params[g] + step)
             table = (self.patterns @ self.params[g]).astype(np.float32)
             coded = np.take_along_axis(table, self.codes[columns].astype(np.intp), 0)
+            coded[free] = self.coded[columns][free]
             residual -= damped[:, columns] @ (coded - self.coded[columns])
             self.coded[columns] = coded
 
@@ -196,6 +207,8 @@ class _Rows:
         self.best[better] = error[better]
         self.best_codes[:, better] = self.codes[:, better]
         self.best_params[:, :, better] = self.params[:, :, better]
+        values = self.coded[self.free.columns, self.free.rows]
+        self.best_values = np.where(better[self.free.rows], values, self.best_values)
 
     def result(self) -> SolvedRows:
         k, rows = self.best_codes.shape
@@ -211,7 +224,42 @@ class _Rows:
         return SolvedRows(
             codes=np.take_along_axis(planes, order[..., None], 0),
             params=np.concatenate([np.take_along_axis(scales, order, 0), params[bits:]]),
+            values=self.best_values,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Free:
+    """Weights that may become anything: in each sweep they take up the errors of the columns before them.
+
+    Attributes:
+        columns, rows: intp[m], place of each in the transposed, ordered arrays.
+        mask: bool[k, r].
+        by_column: their numbers in the order of the columns.
+        starts: intp[k + 1], those of column j are by_column[starts[j]:starts[j + 1]].
+    """
+
+    columns: NDArray[np.intp]
+    rows: NDArray[np.intp]
+    mask: NDArray[np.bool_]
+    by_column: NDArray[np.intp]
+    starts: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, taken: Taken, order: NDArray[np.intp], rows: int) -> _Free:
+        k = len(order)
+        visited = np.empty(k, np.intp)
+        visited[order] = np.arange(k)
+        columns, within = visited[taken.places % k], taken.places // k
+        mask = np.zeros((k, rows), np.bool_)
+        mask[columns, within] = True
+        by_column = np.argsort(columns, kind="stable")
+        starts = np.searchsorted(columns[by_column], np.arange(k + 1))
+        return cls(columns=columns, rows=within, mask=mask, by_column=by_column, starts=starts)
+
+    def of_column(self, j: int) -> NDArray[np.intp]:
+        """Rows of the free weights of column j."""
+        return self.rows[self.by_column[self.starts[j] : self.starts[j + 1]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

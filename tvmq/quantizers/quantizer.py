@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from relay_passes.bit_plan import ScaleDtype
+from schedules.outliers import Outliers
 from schedules.packing import BitPlanes
 from schedules.pow2 import POW2, pow2_scales, pow2_values, scale_storage
+from tvmq.outliers import NOTHING, Taken, choose_outliers, halves, take_out
 
 Floats = NDArray[np.float64]
 
@@ -40,17 +42,19 @@ class Quantizer(Protocol):
         group_size: int | None,
         offset: bool,
         scale_dtype: ScaleDtype,
+        outliers: float = 0.0,
         moments: NDArray[np.floating] | None = None,
     ) -> BitPlanes:
         """Quantize ``weight`` [n, k] to ``bits`` (1..8) planes.
 
         ``group_size`` columns share their scales (None: the whole row). ``scale_dtype`` is what the
-        scales are stored in; the codes are chosen for the stored, rounded scales. ``moments`` [k, k] are
-        E[x x^T] of the inputs, from ``tvmq.calibration``; quantizers that go by the weight alone ignore them.
+        scales are stored in; the codes are chosen for the stored, rounded scales. ``outliers`` percent of the
+        weights are taken out before, see ``tvmq.outliers``. ``moments`` [k, k] are E[x x^T] of the
+        inputs, from ``tvmq.calibration``; codes that go by the weight alone do not depend on them.
 
         Raises:
-            ValueError: empty, non-2-D or non-finite weight, impossible bits or group size, or scales
-                that ``scale_dtype`` cannot hold.
+            ValueError: empty, non-2-D or non-finite weight, impossible bits, group size or outliers, or
+                scales that ``scale_dtype`` cannot hold.
         """
         ...
 
@@ -79,14 +83,20 @@ class SolvedRows:
         codes: bool, True means +1; bits x r x k values in this order, in any shape.
         params: scales, largest first, then the offset where there is one, as ``stored`` rounds them;
             bits (+ 1) x r x groups values in this order.
+        values: float32[m], the outliers where they are not what was asked for.
     """
 
     codes: NDArray[np.bool_]
     params: Floats
+    values: NDArray[np.float32] | None = None
 
 
-Solver = Callable[[NDArray[np.float32]], SolvedRows]
-"""Solves float32[r, k] rows independently of one another."""
+Solver = Callable[[NDArray[np.float32], Taken], SolvedRows]
+"""Solves float32[r, k] rows independently of one another.
+
+In the rows, outliers have the mean magnitude of their group, which hardly moves its scales. A solver may go
+by what they are, and change their values to whatever suits the other weights.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +121,7 @@ class RowQuantizer:
         group_size: int | None,
         offset: bool,
         scale_dtype: ScaleDtype,
+        outliers: float = 0.0,
         moments: NDArray[np.floating] | None = None,
     ) -> BitPlanes:
         """See ``Quantizer.quantize``."""
@@ -118,22 +129,26 @@ class RowQuantizer:
         form = Form(n=n, k=k, bits=bits, group=group, offset=offset, scale_dtype=scale_dtype)
         step, result = self.chunk_rows(form), _Result(form)
 
-        def work(solve: Solver, first: int) -> None:
+        def work(solve: Solver, places: NDArray[np.int64], first: int) -> None:
             rows = slice(first, min(first + step, n))
-            result.put(rows, solve(_finite_rows(weight[rows])))
+            block, taken = take_out(finite_rows(weight[rows]), places, first * k, group)
+            result.put(rows, solve(block, taken), taken)
 
         # One thread in each matrix product: those of BLAS would wait for one another at every column.
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(self.threads or usable_cores()) as pool:
-            for _ in pool.map(partial(work, self.solver(form, moments)), range(0, n, step)):
+            solve = self.solver(form, moments)
+            importance = None if moments is None else np.diag(moments)
+            places = choose_outliers(weight, form.bits, form.group, outliers, importance)
+            for _ in pool.map(partial(work, solve, places), range(0, n, step)):
                 pass
         return result.planes()
 
 
-def assemble(form: Form, solved: SolvedRows) -> BitPlanes:
-    """All rows of a matrix at once."""
+def assemble(form: Form, solved: SolvedRows, outliers: Outliers | None = None) -> BitPlanes:
+    """All rows of a matrix at once, with outliers as they are stored."""
     result = _Result(form)
-    result.put(slice(0, form.n), solved)
-    return result.planes()
+    result.put(slice(0, form.n), solved, NOTHING)
+    return replace(result.planes(), outliers=outliers)
 
 
 class _Result:
@@ -146,8 +161,9 @@ class _Result:
         self._scales: NDArray[Any] = np.empty((form.bits, *per_group), dtype)
         self._offsets: NDArray[Any] | None = np.empty(per_group, dtype) if form.offset else None
         self._exponents = np.empty(per_group, np.int8) if form.scale_dtype == POW2 else None
+        self._outliers: dict[int, Outliers] = {}
 
-    def put(self, rows: slice, solved: SolvedRows) -> None:
+    def put(self, rows: slice, solved: SolvedRows, taken: Taken) -> None:
         form = self._form
         codes = solved.codes.reshape(form.bits, -1, form.k)
         self._codes[:, rows] = np.packbits(codes, axis=2, bitorder="little")
@@ -157,6 +173,19 @@ class _Result:
         self._scales[:, rows] = params[: form.bits]
         if self._offsets is not None:
             self._offsets[rows] = params[form.bits]
+        if len(taken.places):
+            values = taken.values if solved.values is None else solved.values
+            missed = values - self._values_at(codes, solved.params, taken.places)
+            places = taken.places.astype(np.int64) + rows.start * form.k
+            self._outliers[rows.start] = Outliers(places=places, values=halves(missed))
+
+    def _values_at(self, codes: NDArray[np.bool_], params: Floats, places: NDArray[np.intp]) -> Floats:
+        """What the planes give at some places of the rows."""
+        form = self._form
+        signs = codes.reshape(form.bits, -1)[:, places] * 2.0 - 1
+        found = params.reshape(form.bits + form.offset, -1)[:, places // form.group]
+        total: Floats = (signs * found[: form.bits]).sum(0)
+        return total + found[form.bits] if form.offset else total
 
     def planes(self) -> BitPlanes:
         return BitPlanes(
@@ -166,6 +195,16 @@ class _Result:
             shape=(self._form.n, self._form.k),
             group_size=self._form.group,
             exponents=self._exponents,
+            outliers=self._joined(),
+        )
+
+    def _joined(self) -> Outliers | None:
+        parts = [self._outliers[first] for first in sorted(self._outliers)]
+        if not parts:
+            return None
+        return Outliers(
+            places=np.concatenate([part.places for part in parts]),
+            values=np.concatenate([part.values for part in parts]),
         )
 
 
@@ -190,7 +229,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _finite_rows(weight: NDArray[np.floating]) -> NDArray[np.float32]:
+def finite_rows(weight: NDArray[np.floating]) -> NDArray[np.float32]:
     """Rows as float32, contiguous; ValueError where they are not finite."""
     rows = np.ascontiguousarray(weight, np.float32)
     if not np.isfinite(rows).all():

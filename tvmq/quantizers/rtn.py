@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from relay_passes.bit_plan import ScaleDtype
 from schedules.packing import BitPlanes
 from schedules.pow2 import POW2
+from tvmq.outliers import Taken
 
 from .quantizer import Floats, Form, RowQuantizer, SolvedRows, Solver, stored
 
@@ -29,7 +30,7 @@ class RoundToNearest(RowQuantizer):
         if form.scale_dtype == POW2:
             raise ValueError("rtn codes have no pow2 scales (take alternating, greedy or hessian codes)")
 
-        def solve(rows: NDArray[np.float32]) -> SolvedRows:
+        def solve(rows: NDArray[np.float32], taken: Taken) -> SolvedRows:
             return _solve(rows.reshape(-1, form.group), form)
 
         return solve

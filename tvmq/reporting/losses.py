@@ -212,6 +212,7 @@ class _Model:
             group_size=self.coding.group_size or 0,
             offset=self.coding.offset,
             scale_dtype=self.coding.scale_dtype,
+            outliers=self.coding.outliers,
             frequencies=self.frequencies,
         )
 

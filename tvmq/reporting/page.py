@@ -203,9 +203,9 @@ def _bytes(
     return _section(
         "bytes",
         "Bytes by block",
-        "Planes hold the signs; scales (with offsets, where there are any) say how much they count; the word "
-        "order says which row belongs to which word where words have different widths. Biases and norms are "
-        "not matrices and stay floats.",
+        "Planes hold the signs; scales (with offsets and outliers, where there are any) say how much they "
+        "count; the word order says which row belongs to which word where words have different widths. "
+        "Biases and norms are not matrices and stay floats.",
         _figure(drawings, "block-bytes"),
         _table(heads, rows, numbers=range(1, len(heads))),
     )
@@ -324,7 +324,8 @@ def _codes(matrix: Matrix) -> str:
 def _named(coding: Coding) -> str:
     group = f"a scale per {coding.group_size} columns" if coding.group_size else "a scale per row"
     offset = ", an offset" if coding.offset else ""
-    return f"{printable(coding.quantizer)} codes, {group}{offset}, {coding.scale_dtype}"
+    outliers = f", {coding.outliers:g} % outliers" if coding.outliers else ""
+    return f"{printable(coding.quantizer)} codes, {group}{offset}, {coding.scale_dtype}{outliers}"
 
 
 def _caveats(losses: Losses) -> str:

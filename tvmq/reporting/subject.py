@@ -36,7 +36,9 @@ from tvmq.word_bits import Clusters
 
 Kind = Literal["plan", "coded checkpoint", "artifact"]
 EMBEDDING = "Emb"
-_PLANES, _SCALES, _ORDER = ("keys",), ("scales", "exponents", "offsets"), ("order",)
+_PLANES, _ORDER = ("keys",), ("order",)
+_SCALES = ("scales", "exponents", "offsets", "starts", "places", "values")
+"""Scales and outliers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ class Parts:
 
     Attributes:
         planes: signs.
-        scales: scales and offsets.
+        scales: scales, offsets and outliers.
         orders: which stored row is which word.
         floats: values that stay floats.
     """
@@ -202,6 +204,7 @@ def coding_of(entry: BlockBits | WordBits) -> Coding:
         group_size=entry.group_size,
         offset=entry.offset,
         scale_dtype=entry.scale_dtype,
+        outliers=entry.outliers,
     )
 
 

@@ -82,7 +82,7 @@ def start_from(
             return Start.from_coded(given, names)
         planned = plan_model(checkpoint.path, given)
         counts = checkpoint.frequencies() if planned.frequencies is None else planned.frequencies
-        measured = calibration_of(checkpoint.path, calibration)
+        measured = calibration_of(checkpoint.path, calibration, planned.plan)
         planes = quantize_model(checkpoint, planned.plan, counts, calibration=measured)
         latents = {name: checkpoint.tensor(name) for name in planes}
         return Start(plan=planned.plan, planes=planes, latents=latents, floats={})

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, ScaleDtype, WordBits
+from schedules.outliers import Outliers
 from schedules.packing import BitPlanes, WordPlanes
+from tvmq.outliers import halves
 from tvmq.quantizers.quantizer import Form, SolvedRows, assemble
 
 from .banks import Bank, FixedBank, Groups, NearestBank, ProjectedBank
@@ -34,6 +36,8 @@ class _Part:
         bank: key of the bank.
         rows, columns: extent.
         scale_dtype: of the stored scales.
+        outliers: key of the trained values beside the planes; "" for none.
+        places: intp[m], their places.
     """
 
     tensor: str
@@ -41,6 +45,8 @@ class _Part:
     rows: int
     columns: int
     scale_dtype: ScaleDtype
+    outliers: str
+    places: NDArray[np.int64]
 
 
 class StudentWeights(nn.Module):
@@ -48,6 +54,7 @@ class StudentWeights(nn.Module):
 
     Attributes:
         banks: the planned matrices.
+        outliers: values of the weights beside the planes, which are added to what the banks give.
         floats: everything else that is trained: biases, norms, matrices that the plan keeps in FP32.
         float_names: name in the checkpoint -> key in ``floats`` (which may hold no dots).
         phase: banks of later phases are not quantized yet.
@@ -74,6 +81,7 @@ class StudentWeights(nn.Module):
         """
         super().__init__()
         self._parts: list[_Part] = []
+        self.outliers = nn.ParameterDict()
         self._orders: dict[str, str] = {}
         self.float_names = {name: name.replace(".", "/") for name in floats}
         self.floats = nn.ParameterDict(
@@ -110,7 +118,16 @@ class StudentWeights(nn.Module):
             offset = "z" if segment.offsets is not None else ""
             key = f"p{phase}_b{segment.bits}_g{segment.group_size}{offset}"
             rows, columns = segment.shape
-            pieces.setdefault(key, []).append((latent[first : first + rows], segment))
+            part = latent[first : first + rows]
+            outliers, places = "", np.empty(0, np.int64)
+            if segment.outliers is not None:
+                outliers, places = f"outliers_{len(self._parts)}", segment.outliers.places
+                values = segment.outliers.values.astype(np.float32)
+                self.outliers[outliers] = nn.Parameter(torch.from_numpy(values))
+                self.register_buffer(f"{outliers}_places", torch.from_numpy(places))
+                part = part.copy()  # the banks hold what the planes should give
+                part.reshape(-1)[places] -= values
+            pieces.setdefault(key, []).append((part, segment))
             self._phase_of[key] = phase
             self._parts.append(
                 _Part(
@@ -119,6 +136,8 @@ class StudentWeights(nn.Module):
                     rows=rows,
                     columns=columns,
                     scale_dtype=entry.scale_dtype,
+                    outliers=outliers,
+                    places=places,
                 )
             )
             first += rows
@@ -127,6 +146,8 @@ class StudentWeights(nn.Module):
         """Every weight in ``dtype`` by name; matrices as [rows, columns], words in the order of their ids."""
         pieces: dict[str, list[Tensor]] = {}
         for part, value in self._split({key: self._value(key, dtype) for key in self.banks}):
+            if part.outliers:
+                value = self._with_outliers(value, part, dtype)
             pieces.setdefault(part.tensor, []).append(value.view(part.rows, part.columns))
         weights = {name: self.floats[key].to(dtype) for name, key in self.float_names.items()}
         for name, found in pieces.items():
@@ -134,6 +155,10 @@ class StudentWeights(nn.Module):
             rank = self._orders.get(name)
             weights[name] = whole if rank is None else whole[self.get_buffer(rank)]
         return weights
+
+    def _with_outliers(self, value: Tensor, part: _Part, dtype: torch.dtype) -> Tensor:
+        places = self.get_buffer(f"{part.outliers}_places")
+        return value.reshape(-1).index_add(0, places, self.outliers[part.outliers].to(dtype))
 
     def project(self) -> None:
         """Solve scales again (and project weights, where the method does) in the banks of this phase."""
@@ -147,9 +172,9 @@ class StudentWeights(nn.Module):
         return [parameter for parameter in found if parameter.requires_grad]
 
     def scales(self) -> list[nn.Parameter]:
-        """Scales and offsets that the method trains."""
+        """Scales, offsets and outliers that the method trains."""
         found = (p for key in self.banks for p in self._bank(key).scale_parameters())
-        return [parameter for parameter in found if parameter.requires_grad]
+        return [*(parameter for parameter in found if parameter.requires_grad), *self.outliers.values()]
 
     @torch.no_grad()
     def planes(self) -> dict[str, BitPlanes | WordPlanes]:
@@ -166,8 +191,25 @@ class StudentWeights(nn.Module):
             begin = first.get(part.bank, 0)
             span = slice(begin, begin + part.rows * groups)
             first[part.bank] = span.stop
-            found.setdefault(part.tensor, []).append(_packed(codes[:, span], params[:, span], part))
+            found.setdefault(part.tensor, []).append(self._packed(codes[:, span], params[:, span], part))
         return {name: self._joined(name, segments) for name, segments in found.items()}
+
+    def _packed(self, codes: Tensor, params: Tensor, part: _Part) -> BitPlanes:
+        """The planes of a part from its codes bool[q, N, m] and its scales and offsets [q (+ 1), N]."""
+        form = Form(
+            n=part.rows,
+            k=part.columns,
+            bits=len(codes),
+            group=codes.shape[2],
+            offset=len(params) > len(codes),
+            scale_dtype=part.scale_dtype,
+        )
+        outliers = None
+        if part.outliers:
+            values = self.outliers[part.outliers].cpu().numpy()
+            outliers = Outliers(places=part.places, values=halves(values))
+        wide = params.cpu().numpy().astype(np.float64)
+        return assemble(form, SolvedRows(codes=codes.cpu().numpy(), params=wide), outliers)
 
     def _joined(self, name: str, segments: list[BitPlanes]) -> BitPlanes | WordPlanes:
         if name not in self._orders:
@@ -209,17 +251,3 @@ def _groups(pieces: Sequence[tuple[NDArray[np.float32], BitPlanes]]) -> Groups:
 
 def _flat(array: NDArray, *shape: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array).reshape(shape))
-
-
-def _packed(codes: Tensor, params: Tensor, part: _Part) -> BitPlanes:
-    """The planes of a part from its codes bool[q, N, m] and its scales and offsets [q (+ 1), N]."""
-    form = Form(
-        n=part.rows,
-        k=part.columns,
-        bits=len(codes),
-        group=codes.shape[2],
-        offset=len(params) > len(codes),
-        scale_dtype=part.scale_dtype,
-    )
-    wide = params.cpu().numpy().astype(np.float64)
-    return assemble(form, SolvedRows(codes=codes.cpu().numpy(), params=wide))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tvmq
+from schedules.packing import BitPlanes
 from tvmq import api
 from tvmq.calibration import calibrate
 from tvmq.checkpoint import Checkpoint
@@ -43,9 +44,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    model: Path, output: Path, text: Path, options: RetrainOptions, preset: str = MIX, **more: object
+    model: Path,
+    output: Path,
+    text: Path,
+    options: RetrainOptions,
+    preset: str = MIX,
+    outliers: float | None = None,
+    **more: object,
 ) -> RetrainReport:
-    start = PlanOptions(preset=preset)
+    start = PlanOptions(preset=preset, outliers=outliers)
     return tvmq.retrain(model, output, data=text, dev=text, dev_limit=3, start=start, options=options, **more)  # type: ignore[arg-type]
 
 
@@ -59,6 +66,30 @@ def test_the_loss_falls(tiny_model: Path, tmp_path: Path, text: Path, method: Me
     report = run(tiny_model, tmp_path / "out", text, replace(OPTIONS, method=method, period=4))
     assert report.best.objective(0.1) < report.evaluations[0].objective(0.1)
     assert Checkpoint.open(tmp_path / "out").plan == tvmq.plan(tiny_model, PlanOptions(preset=MIX))
+
+
+@pytest.mark.parametrize("method", ["scales", "ste", "pnr"])
+def test_outliers_are_trained_and_kept(
+    tiny_model: Path, tmp_path: Path, text: Path, method: Method
+) -> None:
+    options = replace(OPTIONS, method=method, period=4)
+    report = run(tiny_model, tmp_path / "out", text, options, outliers=2.0)
+    plan = PlanOptions(preset=MIX, outliers=2.0)
+    api.quantize(tiny_model, tmp_path / "start", QuantizeOptions(plan=plan))
+    before, after = (Checkpoint.open(tmp_path / name) for name in ("start", "out"))
+    assert report.best.objective(0.1) < report.evaluations[0].objective(0.1)
+    was, now = (c.planes("model.encoder.layers.0.fc1.weight") for c in (before, after))
+    assert isinstance(was, BitPlanes)
+    assert isinstance(now, BitPlanes)
+    assert was.outliers is not None
+    assert now.outliers is not None
+    assert np.array_equal(was.outliers.places, now.outliers.places)
+    assert not np.array_equal(was.outliers.values, now.outliers.values)
+    again = tvmq.retrain(
+        tiny_model, tmp_path / "again", data=text, dev=text, dev_limit=3, start=tmp_path / "out",
+        options=replace(options, steps=1),
+    )  # fmt: skip
+    assert again.evaluations[0].divergence == pytest.approx(report.best.divergence, rel=0.02)
 
 
 def test_the_result_compiles(tiny_model: Path, tmp_path: Path, text: Path) -> None:
