@@ -82,7 +82,6 @@ def quantize(
     progress: Progress = no_progress,
 ) -> QuantizeReport:
     """Quantize a model folder into a coded checkpoint, which ``compile`` takes; see ``tvmq.coding``."""
-    require("torch", "compile")
     from .calibration import calibration_of
     from .coding import quantize_checkpoint
 

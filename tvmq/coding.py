@@ -96,13 +96,13 @@ def quantize_checkpoint(
         family = get_family(checkpoint.config)
         infos = family.tensors(family.read_config(checkpoint.config))
         plan.validate({info.name: info.shape for info in infos})
-        computed = set(family.load(checkpoint).state_dict())  # refuses what does not fit
+        stored = family.sources(checkpoint)  # refuses what does not fit
         progress("read", 1, 1)
         counts = checkpoint.frequencies() if frequencies is None else frequencies
         planes = quantize_model(checkpoint, plan, counts, progress, calibration)
         progress("write", 0, 1)
-        rest = [name for name in checkpoint.names() if name in computed - planes.keys()]
-        floats = {name: narrowed(name, checkpoint.tensor(name)) for name in rest}
+        rest = {name: place for name, place in sorted(stored.items()) if name not in planes}
+        floats = {name: narrowed(name, checkpoint.tensor(place)) for name, place in rest.items()}
         fill_coded(staging, model=model, plan=plan, planes=planes, floats=floats)
         progress("write", 1, 1)
     return _report(output, infos, planes, floats, time.perf_counter() - start)

@@ -16,7 +16,6 @@ from relay_passes.bit_plan import MAX_JSON_BYTES, BitPlan, WordBits, decode_plan
 from .checkpoint import Checkpoint, read_frequencies
 from .errors import InputError, UsageError
 from .families import TensorInfo, get_family
-from .integer_plan import BLOCK_INT, DEFAULT_PRESET, integer_plan
 from .options import PlanOptions
 from .planning import make_plan
 from .size import FLOAT_BYTES, SizeReport, predict_size
@@ -124,13 +123,36 @@ def plan_tensors(
     """
     if options.plan:
         return _read_plan(options, tensors)
-    integers = options.mode == BLOCK_INT
-    if options.activation_block is not None and not integers:
+    if options.mode != "float":
+        return _integer_plan(tensors, options, frequencies)
+    if options.activation_block is not None:
         raise UsageError("--activation-block belongs to --mode block-int")
-    preset = DEFAULT_PRESET if integers and options.bits is None else None
-    plan = make_plan(
+    return _float_plan(tensors, options, options.preset, frequencies)
+
+
+def _integer_plan(
+    tensors: list[TensorInfo], options: PlanOptions, frequencies: NDArray[np.integer] | None
+) -> BitPlan:
+    from .integer_plan import DEFAULT_PRESET, integer_plan  # imports TVM, which float plans do without
+
+    preset = options.preset or (DEFAULT_PRESET if options.bits is None else None)
+    return integer_plan(
+        _float_plan(tensors, options, preset, frequencies),
         tensors,
-        preset=options.preset or preset,
+        group_size=options.group_size,
+        activation_block=options.activation_block,
+    )
+
+
+def _float_plan(
+    tensors: list[TensorInfo],
+    options: PlanOptions,
+    preset: str | None,
+    frequencies: NDArray[np.integer] | None,
+) -> BitPlan:
+    return make_plan(
+        tensors,
+        preset=preset,
         bits=options.bits,
         overrides=options.overrides,
         quantizer=options.quantizer,
@@ -140,10 +162,6 @@ def plan_tensors(
         outliers=options.outliers,
         frequencies=frequencies,
     )
-    if not integers:
-        return plan
-    block = options.activation_block
-    return integer_plan(plan, tensors, group_size=options.group_size, activation_block=block)
 
 
 def _stored_plan(

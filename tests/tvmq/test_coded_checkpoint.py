@@ -398,6 +398,17 @@ def test_reading_needs_neither_torch_nor_tvm(coded: Path) -> None:
     assert run.stdout.strip() == "[]"
 
 
+def test_quantizing_needs_no_torch(tiny_model: Path, tmp_path: Path) -> None:
+    """Importing it alone takes as much memory as a small model."""
+    code = (
+        f"import sys; from tvmq.cli import main; "
+        f"code = main(['quantize', {str(tiny_model)!r}, '-o', {str(tmp_path / 'coded')!r}, '-q']); "
+        "print(code, [m for m in ('torch', 'tvm') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.splitlines()[-1] == "0 []"
+
+
 def test_hessian_codes_by_the_flag(tvmq: Run, tiny_model: Path, coded: Path, tmp_path: Path) -> None:
     pairs, file = tmp_path / "pairs.tsv", tmp_path / "c.safetensors"
     pairs.write_text("open the file\tden Ordner\n" * 20, encoding="utf-8")

@@ -18,10 +18,10 @@ from tvmq.export import export_program
 
 from . import ops
 from .encoder_head import Head
-from .encoder_layout import EncoderConfig, body_leaves, head_leaves, layout, shapes
+from .encoder_layout import EncoderConfig, body_leaves, head_leaves, layout, sources
 from .family import TensorSource
 from .layers import LayerTree, make_layer
-from .leaf import Leaf, check_tensors
+from .leaf import Leaf
 
 
 class EncoderModel(LayerTree):
@@ -137,20 +137,10 @@ def export(model: EncoderModel) -> dict[str, ExportedProgram]:
 
 
 def load(checkpoint: TensorSource, config: EncoderConfig) -> EncoderModel:
-    """Fill a model from a checkpoint; every missing, unexpected or misshapen tensor in one InputError.
-
-    What the encoder does not compute with (a pooler without a classifier, stored position numbers) may be
-    there; a head that config.json does not name may not.
-    """
-    expected = shapes(config)
-    prefix = "" if config.head is None else config.names.prefix
-    ignored = [prefix + name for name in config.names.ignored if prefix + name not in expected]
-    missing = [name for name in expected if name not in set(checkpoint.names())]
-    named = checkpoint.config.get("architectures")
-    what = f"config.json ({named[0]})" if named else "config.json, which names no architecture with a head"
-    check_tensors(checkpoint, expected, missing, ignored=ignored, what=what)
+    """Fill a model from a checkpoint; InputError where its tensors do not fit, see ``encoder_layout``."""
+    found = sources(checkpoint, config)
     with torch.device("meta"):
         model = EncoderModel(config)
-    state = {name: torch.from_numpy(checkpoint.tensor(name)) for name in expected}
+    state = {name: torch.from_numpy(checkpoint.tensor(stored)) for name, stored in found.items()}
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()

@@ -16,7 +16,7 @@ from tvmq.store import show
 
 from .encoder_head import Head, HeadKind, HeadLayers, read_architecture, read_labels, read_scores
 from .family import Family, TensorInfo, TensorSource
-from .leaf import Kind, Leaf, leaf_shapes, leaf_tensors
+from .leaf import Kind, Leaf, check_tensors, leaf_shapes, leaf_tensors
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
 _ACTIVATIONS: dict[str, Activation] = {
@@ -151,6 +151,25 @@ def shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     return leaf_shapes(layout(config))
 
 
+def sources(checkpoint: TensorSource, config: EncoderConfig) -> dict[str, str]:
+    """Tensor that the model computes with -> name that the checkpoint stores it under, here the same.
+
+    What the encoder does not compute with (a pooler without a classifier, stored position numbers) may be
+    there; a head that config.json does not name may not.
+
+    Raises:
+        InputError: every missing, unexpected or misshapen tensor.
+    """
+    expected = shapes(config)
+    prefix = "" if config.head is None else config.names.prefix
+    ignored = [prefix + name for name in config.names.ignored if prefix + name not in expected]
+    missing = [name for name in expected if name not in set(checkpoint.names())]
+    named = checkpoint.config.get("architectures")
+    what = f"config.json ({named[0]})" if named else "config.json, which names no architecture with a head"
+    check_tensors(checkpoint, expected, missing, ignored=ignored, what=what)
+    return {name: name for name in expected}
+
+
 def read_head(config: Mapping[str, Any], names: Names, known: Mapping[str, HeadKind | None]) -> Head | None:
     """The head that config.json describes; ``known`` maps architectures to their kind of head."""
     kind = read_architecture(config, known)
@@ -193,6 +212,7 @@ def encoder_family(name: str, read_config: Callable[[dict[str, Any]], EncoderCon
         read_config=read_config,
         tensors=tensors,
         shapes=shapes,
+        sources=lambda checkpoint: sources(checkpoint, read_config(checkpoint.config)),
         load=load,
         export=export,
         whole=whole,

@@ -54,7 +54,9 @@ class Family:
         read_config: config.json as a dict -> the family's checked config; raises InputError.
         tensors: checked config -> every quantizable matrix, in graph order.
         shapes: checked config -> name and shape of every tensor that the model computes with.
-        load: checkpoint -> the torch model (imports torch); raises InputError.
+        sources: checkpoint -> stored tensors that the model computes with, and the names that they are stored
+            under; raises InputError where the checkpoint does not fit its config.
+        load: checkpoint -> the torch model (imports torch); raises InputError as ``sources`` does.
         export: model -> exported programs by name (imports torch), as its task wants them.
         whole: model -> module over whole padded batches (imports torch); calibration and retraining run it.
             Translation: ``forward(source, source_lengths, target)`` -> logits of every target position.
@@ -67,6 +69,7 @@ class Family:
     read_config: Callable[[dict[str, Any]], Any]
     tensors: Callable[[Any], list[TensorInfo]]
     shapes: Callable[[Any], dict[str, tuple[int, ...]]]
+    sources: Callable[[TensorSource], dict[str, str]]
     load: Callable[[TensorSource], Any]
     export: Callable[[Any], dict[str, Any]]
     whole: Callable[[Any], Any]

@@ -10,23 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from tvmq.errors import InputError
 from tvmq.export import export_program
 from tvmq.generated import sinusoidal
 
 from . import ops
 from .family import TensorSource
 from .layers import LayerTree, make_layer
-from .leaf import check_tensors
-from .marian_config import MarianConfig, MarianLeaf, layout, shapes
-
-_POSITION_TABLES = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
+from .marian_config import MarianConfig, MarianLeaf, layout
+from .marian_tensors import sources
 
 
 class MarianModel(LayerTree):
@@ -198,72 +194,13 @@ def export(model: MarianModel) -> dict[str, ExportedProgram]:
 
 
 def load(checkpoint: TensorSource) -> MarianModel:
-    """Fill a model from a checkpoint; every missing, unexpected or misshapen tensor in one InputError.
-
-    Tied copies (``lm_head.weight``, ``...embed_tokens.weight``) and stored position tables may be there; they
-    must equal what the model computes with. A missing ``final_logits_bias`` means zeros.
-    """
+    """Fill a model from a checkpoint; InputError where its tensors do not fit, see ``marian_tensors``."""
     config = MarianConfig.from_dict(checkpoint.config)
-    expected = shapes(config)
-    source = _sources(config, set(checkpoint.names()), expected)
-    _check_tensors(config, checkpoint, expected, source)
+    found = sources(checkpoint)
     with torch.device("meta"):
         model = MarianModel(config)
-    state = {name: torch.from_numpy(checkpoint.tensor(source[name])) for name in expected if name in source}
+    state = {name: torch.from_numpy(checkpoint.tensor(stored)) for name, stored in found.items()}
     bias = state.pop("final_logits_bias", torch.zeros(config.decoder_vocab_size))
     state |= {"positions": position_table(config), "final_logits_bias": bias.reshape(-1)}
-    _check_copies(checkpoint, config, state, source)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
-
-
-def _tied(config: MarianConfig) -> dict[str, str]:
-    """Other names that a checkpoint may store a tied table under -> the name that is computed with."""
-    canonical = {
-        "model.encoder.embed_tokens.weight": f"{config.encoder_embedding}.weight",
-        "model.decoder.embed_tokens.weight": f"{config.decoder_embedding}.weight",
-        "lm_head.weight": f"{config.head}.weight",
-    }
-    return {copy: name for copy, name in canonical.items() if copy != name}
-
-
-def _sources(config: MarianConfig, names: set[str], expected: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Tensor of the model -> name that the checkpoint stores it under (absent when it does not)."""
-    source = {name: name for name in expected if name in names}
-    for copy, name in _tied(config).items():
-        if copy in names:
-            source.setdefault(name, copy)
-    return source
-
-
-def _check_tensors(
-    config: MarianConfig,
-    checkpoint: TensorSource,
-    expected: dict[str, tuple[int, ...]],
-    source: dict[str, str],
-) -> None:
-    tables = dict.fromkeys(_POSITION_TABLES, (config.max_positions, config.d_model))
-    known = expected | {copy: expected[name] for copy, name in _tied(config).items()} | tables
-    missing = [name for name in expected if name not in source and name != "final_logits_bias"]
-    check_tensors(checkpoint, known, missing)
-
-
-def _check_copies(
-    checkpoint: TensorSource, config: MarianConfig, state: dict[str, Tensor], source: dict[str, str]
-) -> None:
-    names = set(checkpoint.names())
-    for copy, name in _tied(config).items():
-        if copy not in names or source[name] == copy:
-            continue
-        if not np.array_equal(checkpoint.tensor(copy), state[name].numpy()):
-            raise InputError(
-                f"{copy} differs from {name}, but config.json ties them; untie them there or fix the tensors"
-            )
-    for name in _POSITION_TABLES:
-        stored = checkpoint.tensor(name) if name in names else None
-        # half precision moves a sine by up to 2.5e-4
-        if stored is not None and not np.allclose(stored, state["positions"].numpy(), rtol=0, atol=1e-3):
-            raise InputError(
-                f"{name} does not hold sinusoidal positions; learned positions are not supported, "
-                "convert the model with sinusoidal ones"
-            )

@@ -190,6 +190,11 @@ def shapes(config: MarianConfig) -> dict[str, tuple[int, ...]]:
 def family() -> Family:
     """The registry entry; torch is imported by ``load``, ``export`` and ``whole`` only."""
 
+    def sources(checkpoint: TensorSource) -> dict[str, str]:
+        from .marian_tensors import sources
+
+        return sources(checkpoint)
+
     def load(checkpoint: TensorSource) -> Any:
         from . import marian
 
@@ -211,6 +216,7 @@ def family() -> Family:
         read_config=MarianConfig.from_dict,
         tensors=tensors,
         shapes=shapes,
+        sources=sources,
         load=load,
         export=export,
         whole=whole,
