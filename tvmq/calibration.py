@@ -21,7 +21,6 @@ from relay_passes.bit_plan import BitPlan
 
 from .checkpoint import Checkpoint
 from .errors import InputError, UsageError
-from .families import get_family
 from .installation import require
 from .options import Progress, no_progress
 from .quantizers import NEED_MOMENTS
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 CHUNK = 128
-"""Sentences summed by one process at a time: fixed, so that the result does not depend on the processes."""
+"""Samples summed by one process at a time: fixed, so that the result does not depend on the processes."""
 _KIND = "calibration"
 _MOMENTS = "moments:{}"
 """Name of a stored triangle by its number."""
@@ -48,13 +47,14 @@ class Sums:
 
     Attributes:
         inputs: matrix -> which of ``packed`` holds its inputs.
-        tables: word tables that are looked up.
+        tables: word tables that are looked up beside their use as output projection.
         packed: upper triangles of sum x x^T, float32[k (k + 1) / 2], row after row.
         counts: inputs summed in each of ``packed``.
         outputs: matrix -> sum of squared gradients of its outputs, float32[n]; empty without ``fisher``.
         lookups: word table -> sum of squared gradients of looked up rows, float32[k]; empty without it.
+        rows: table whose rows are no words -> how often each is looked up, int64[n].
         frequencies: int64[V], tokens of both sides.
-        target_tokens: predicted tokens.
+        predicted: outputs that gradients start from: target tokens, or texts or tokens of an encoder.
     """
 
     inputs: dict[str, int]
@@ -63,8 +63,9 @@ class Sums:
     counts: list[int]
     outputs: dict[str, NDArray[np.float32]]
     lookups: dict[str, NDArray[np.float32]]
+    rows: dict[str, NDArray[np.int64]]
     frequencies: NDArray[np.int64]
-    target_tokens: int
+    predicted: int
 
     def add(self, other: Sums) -> Sums:
         """Both together; this one's arrays are added to in place."""
@@ -72,6 +73,7 @@ class Sums:
             *zip(self.packed, other.packed, strict=True),
             *((self.outputs[name], other.outputs[name]) for name in self.outputs),
             *((self.lookups[name], other.lookups[name]) for name in self.lookups),
+            *((self.rows[name], other.rows[name]) for name in self.rows),
             (self.frequencies, other.frequencies),
         ):
             mine += theirs
@@ -82,8 +84,9 @@ class Sums:
             counts=[a + b for a, b in zip(self.counts, other.counts, strict=True)],
             outputs=self.outputs,
             lookups=self.lookups,
+            rows=self.rows,
             frequencies=self.frequencies,
-            target_tokens=self.target_tokens + other.target_tokens,
+            predicted=self.predicted + other.predicted,
         )
 
 
@@ -94,7 +97,8 @@ class Calibration:
     Attributes:
         model_sha256: ``Checkpoint.sha256`` of the measured model.
         sentences: how many were read.
-        tokens: predicted target tokens among them.
+        tokens: outputs that gradients are means over: predicted target tokens, texts where an encoder says
+            one thing about each, or their tokens where it labels those.
         frequencies: int64[V], how often each token id occurs on both sides.
     """
 
@@ -107,6 +111,7 @@ class Calibration:
     _packed: Sequence[NDArray[np.float32]]
     _outputs: Mapping[str, NDArray[np.float32]]
     _lookups: Mapping[str, NDArray[np.float32]]
+    _rows: Mapping[str, NDArray[np.int64]]
     _file: TensorFile | None = None
 
     def names(self) -> list[str]:
@@ -118,7 +123,7 @@ class Calibration:
 
         A word table that is also the output projection gets E[x x^T] of the latter plus ``LOOKUP`` times its
         mean diagonal: rows that are looked up enter the model as they are, so their errors count alike in all
-        directions.
+        directions. A table that is only looked up gets the identity.
 
         Raises:
             InputError: the matrix was not measured.
@@ -138,31 +143,32 @@ class Calibration:
         return moments
 
     def output_gradients(self, name: str) -> NDArray[np.float32] | None:
-        """float32[n]: sum over inputs of the squared gradient of each output, per target token.
+        """float32[n]: sum over inputs of the squared gradient of each output, per output of the model.
 
-        The gradients are those of the log-likelihood of tokens drawn from the model itself, so that their
-        second moment is the Hessian of KL(p || p') at p' = p. An error E of the matrix costs about
-        1/2 sum_i g_i (E H E^T)_ii nats per target token. None without ``fisher``.
+        The gradients are those of the log-likelihood of outputs drawn from the model itself, so that their
+        second moment is the Hessian of KL(p || p') at p' = p (``distributions``). An error E of the matrix
+        costs about 1/2 sum_i g_i (E H E^T)_ii for each input. None without ``fisher``.
         """
         return self._outputs.get(name)
 
     def lookup_gradients(self, name: str) -> NDArray[np.float32] | None:
-        """float32[k]: as ``output_gradients`` for rows of a word table that are looked up.
+        """float32[k]: as ``output_gradients`` for rows of a table that are looked up.
 
-        An error e_v of word v's row costs about 1/2 (f_v / sum f) sum_j g_j e_vj^2, f its count.
+        An error e_v of row v costs about 1/2 (f_v / sum f) sum_j g_j e_vj^2, f its count.
         """
         return self._lookups.get(name)
 
     def fisher(self, name: str) -> NDArray[np.float32] | None:
-        """float32[n, k]: diagonal of the Fisher information of a matrix, per target token.
+        """float32[n, k]: diagonal of the Fisher information of a matrix, per output of the model.
 
-        F_ij = g_i H_jj (gradients of outputs independent of the inputs), for a word table that is looked up
+        F_ij = g_i H_jj (gradients of outputs independent of the inputs), for a table that is looked up
         plus (f_v / sum f) g_j of the lookups. None without ``fisher``.
         """
         rows, columns = self.output_gradients(name), self.lookup_gradients(name)
         if rows is None and columns is None:
             return None
-        shares = (self.frequencies / max(1, int(self.frequencies.sum()))).astype(np.float32)
+        counts = self._rows.get(name, self.frequencies)
+        shares = (counts / max(1, int(counts.sum()))).astype(np.float32)
         looked_up = 0.0 if columns is None else np.outer(shares, columns)
         projected = 0.0 if rows is None else np.outer(rows, np.diag(self._inputs_of(name)))
         return cast("NDArray[np.float32]", projected + looked_up)
@@ -189,6 +195,7 @@ class Calibration:
         tensors |= {_MOMENTS.format(i): packed for i, packed in enumerate(self._packed)}
         tensors |= {f"outputs:{name}": values for name, values in self._outputs.items()}
         tensors |= {f"lookups:{name}": values for name, values in self._lookups.items()}
+        tensors |= {f"rows:{name}": counts.astype(np.int32) for name, counts in self._rows.items()}
         with atomic_file(path) as place:
             write_weights(place, tensors, header)
 
@@ -212,8 +219,9 @@ class Calibration:
             _inputs=inputs,
             _tables=_names(path, header.get("tables", "")),
             _packed=[_triangle(file, _MOMENTS.format(i)) for i in range(count)],
-            _outputs=_vectors(file, "outputs:"),
-            _lookups=_vectors(file, "lookups:"),
+            _outputs=_vectors(file, "outputs:", "float32"),
+            _lookups=_vectors(file, "lookups:", "float32"),
+            _rows={name: n.astype(np.int64) for name, n in _vectors(file, "rows:", "int32").items()},
             _file=file,
         )
 
@@ -231,8 +239,9 @@ def calibrate(
 
     Args:
         model: folder of the checkpoint.
-        samples: with targets, of which the decoder reads the true ones.
-        fisher: also go backward once, from tokens drawn from the model, for the squared gradients.
+        samples: with targets for models that translate, whose decoder reads the true ones.
+        fisher: also go backward once, from outputs drawn from the model, for the squared gradients: target
+            tokens, labels of a head, or embeddings with Gaussian noise.
         jobs: processes; None takes ``joblib.parallel_config`` or one. The result does not depend on it.
         threads: threads of each process.
         progress: called with sentences done.
@@ -293,17 +302,18 @@ def _means(total: Sums, digest: str, sentences: int) -> Calibration:
     for packed, count in zip(total.packed, total.counts, strict=True):
         packed /= max(1, count)
     for values in (*total.outputs.values(), *total.lookups.values()):
-        values /= max(1, total.target_tokens)
+        values /= max(1, total.predicted)
     return Calibration(
         model_sha256=digest,
         sentences=sentences,
-        tokens=total.target_tokens,
+        tokens=total.predicted,
         frequencies=total.frequencies,
         _inputs=total.inputs,
         _tables=total.tables,
         _packed=total.packed,
         _outputs=total.outputs,
         _lookups=total.lookups,
+        _rows=total.rows,
     )
 
 
@@ -313,14 +323,12 @@ _recorders: dict[tuple[Path, str], ActivationRecorder] = {}
 
 def _measure(model: Path, digest: str, samples: Samples, fisher: bool, seed: int, threads: int) -> Sums:
     from .activations import ActivationRecorder, torch_threads
+    from .whole_model import open_whole
 
     with torch_threads(threads):
         recorder = _recorders.get((model, digest))
         if recorder is None:
-            checkpoint = Checkpoint.open(model)
-            family = get_family(checkpoint.config)
-            module = family.whole(family.load(checkpoint))
-            recorder = ActivationRecorder(module, module.config.pad_id)
+            recorder = ActivationRecorder(open_whole(model))
             _recorders.clear()
             _recorders[model, digest] = recorder
         return recorder.measure(samples, fisher=fisher, seed=seed)
@@ -392,6 +400,6 @@ def _triangle(file: TensorFile, name: str) -> NDArray[np.float32]:
     return values
 
 
-def _vectors(file: TensorFile, prefix: str) -> dict[str, NDArray[np.float32]]:
+def _vectors(file: TensorFile, prefix: str, dtype: str) -> dict[str, NDArray]:
     names = [name for name in file.entries if name.startswith(prefix)]
-    return {name.removeprefix(prefix): _held(file, name, "float32") for name in names}
+    return {name.removeprefix(prefix): _held(file, name, dtype) for name in names}

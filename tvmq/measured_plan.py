@@ -22,16 +22,17 @@ from .allocated_plan import Allocation, Budget, allocate
 from .calibration import calibrate
 from .checkpoint import Checkpoint, read_frequencies
 from .errors import UsageError
-from .families import TensorInfo, translation_family
+from .families import TensorInfo, get_family
 from .model_plan import PlanReport, other_params, report_plan
 from .options import AllocationOptions, Progress, no_progress
 from .planning import overridden_bits
 from .quantizers import quantizer_names
 from .quantizers.quantizer import usable_cores
-from .samples import Samples, read_samples
+from .samples import Samples
 from .sensitivity import measure_sensitivities
 from .sensitivity_table import Coding, Sensitivities
 from .size import FLOAT_BYTES
+from .tasks import get_task
 from .timing import Timing, read_times
 
 CALIBRATION_SENTENCES = 500
@@ -125,7 +126,7 @@ def allocate_model(
     """
     _check(options)
     checkpoint = Checkpoint.open(model)
-    family = translation_family(checkpoint.config, "tvmq plan")
+    family = get_family(checkpoint.config)
     tensors = family.tensors(family.read_config(checkpoint.config))
     with tempfile.TemporaryDirectory(prefix="tvmq-plan-") as scratch:
         calibration = _calibration(model, options, Path(scratch), progress)
@@ -274,7 +275,7 @@ def _calibration(model: Path, options: AllocationOptions, scratch: Path, progres
         return given
     if options.sensitivities and options.rounds == 1 and not options.save_calibration:
         return None
-    samples = read_samples(model, given, limit=CALIBRATION_SENTENCES)
+    samples = _read(model, given, CALIBRATION_SENTENCES)
     path = options.save_calibration or scratch / "calibration.safetensors"
     calibrate(model, samples, jobs=options.jobs or usable_cores(), progress=progress).write(path)
     return path
@@ -289,7 +290,12 @@ def _samples(model: Path, options: AllocationOptions) -> Samples:
             "what to measure on? give --text PAIRS.tsv (source TAB target), or --sensitivities FILE of an "
             "earlier run"
         )
-    return read_samples(model, text, limit=options.sentences)
+    return _read(model, text, options.sentences)
+
+
+def _read(model: Path, text: Path, limit: int) -> Samples:
+    reader = get_task(get_family(Checkpoint.open(model).config).task).read_samples
+    return reader(model, text, limit=limit)
 
 
 def _timing(options: AllocationOptions, tensors: Sequence[TensorInfo], found: Sensitivities) -> Timing:

@@ -60,6 +60,18 @@ def read_text_limit(folder: Path) -> int | None:
     return value
 
 
+def text_limit(folder: Path, tokenizer_limit: int | None, longest: int) -> int:
+    """Tokens that a text is cut to: what sentence-transformers, else the tokenizer says; at most ``longest``.
+
+    Args:
+        folder: of the model.
+        tokenizer_limit: ``TextTokenizer.limit``.
+        longest: what the model takes.
+    """
+    limits = (read_text_limit(folder), tokenizer_limit)
+    return min(next((limit for limit in limits if limit is not None), longest), longest)
+
+
 def _from_modules(folder: Path, kind: PoolKind | None) -> Pooling:
     path = folder / MODULES
     steps = read_json(path, _MAX_BYTES)

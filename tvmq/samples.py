@@ -30,10 +30,14 @@ _CHUNK = 20_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One sentence pair as token ids, each side with its end token; encoders leave ``target`` empty."""
+    """One sentence pair as token ids, each side with its end token; encoders leave ``target`` empty.
+
+    ``types`` are the token types of ``source`` where they are not all 0.
+    """
 
     source: tuple[int, ...]
     target: tuple[int, ...] = ()
+    types: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +49,14 @@ class Batch:
         source_lengths: int64[B].
         target: int64[B, T], what the model should say, with the end token, padded at the end.
         target_lengths: int64[B]; positions at or after it are padding.
+        types: int64[B, S], token types of the source; None where all are 0.
     """
 
     source: NDArray[np.int64]
     source_lengths: NDArray[np.int64]
     target: NDArray[np.int64]
     target_lengths: NDArray[np.int64]
+    types: NDArray[np.int64] | None = None
 
     @property
     def tokens(self) -> int:
@@ -101,6 +107,7 @@ class Samples(Sequence[Sample]):
     def __init__(self, samples: Sequence[Sample] = ()) -> None:
         self._source = _Column.of([sample.source for sample in samples])
         self._target = _Column.of([sample.target for sample in samples])
+        self._types = _Column.of([sample.types for sample in samples])
 
     @classmethod
     def join(cls, parts: Iterable[Samples]) -> Samples:
@@ -109,6 +116,7 @@ class Samples(Sequence[Sample]):
         joined = cls()
         joined._source = _joined([part._source for part in parts])
         joined._target = _joined([part._target for part in parts])
+        joined._types = _joined([part._types for part in parts])
         return joined
 
     def __len__(self) -> int:
@@ -124,7 +132,9 @@ class Samples(Sequence[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         place = index % len(self)
-        return Sample(source=self._source.row(place), target=self._target.row(place))
+        return Sample(
+            source=self._source.row(place), target=self._target.row(place), types=self._types.row(place)
+        )
 
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of the longer side of each sample."""
@@ -134,14 +144,24 @@ class Samples(Sequence[Sample]):
         """The samples numbered ``rows``."""
         taken = Samples()
         taken._source, taken._target = self._source.take(rows), self._target.take(rows)
+        taken._types = self._types.take(rows)
         return taken
 
     def batch(self, rows: NDArray[np.intp], pad_id: int) -> Batch:
         """The samples numbered ``rows``, padded to common lengths."""
         source, source_lengths = self._source.padded(rows, pad_id)
         target, target_lengths = self._target.padded(rows, pad_id)
+        types = None
+        if self._types.take(rows).ids.any():
+            types = np.zeros_like(source)
+            found, _ = self._types.padded(rows, 0)
+            types[:, : found.shape[1]] = found
         return Batch(
-            source=source, source_lengths=source_lengths, target=target, target_lengths=target_lengths
+            source=source,
+            source_lengths=source_lengths,
+            target=target,
+            target_lengths=target_lengths,
+            types=types,
         )
 
 

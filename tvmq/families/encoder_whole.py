@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BERT-like encoders over whole padded batches: what calibration and sensitivities will run.
+"""BERT-like encoders over whole padded batches: what calibration and sensitivities run.
 
 The same layers and names as ``encoder.EncoderModel``; differentiable, on any device and in any float dtype.
 Weights can be replaced for one call by ``torch.func.functional_call``.
@@ -48,7 +48,7 @@ class EncoderWhole(LayerTree):
         if config.types:
             x = x + self.run(config.path(names.types), torch.zeros_like(ids) if types is None else types)
         # padding beyond the table reads its last row
-        rows = (places + config.first_position).clamp(max=config.positions - 1)
+        rows = (places + config.first_position).clamp(max=config.positions - 1).expand_as(ids)
         x = x + self.run(config.path(names.positions), rows)
         x = self.run(config.path(names.embedding_norm), x)
         for i in range(config.layers):

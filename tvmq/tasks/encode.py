@@ -15,7 +15,8 @@ from tvmq.checkpoint import Checkpoint
 from tvmq.errors import InputError
 from tvmq.manifest import Generated, Manifest
 from tvmq.options import PoolingOptions
-from tvmq.pooling import Pooling, read_pooling, read_text_limit
+from tvmq.pooling import Pooling, read_pooling, text_limit
+from tvmq.text_samples import read_text_samples
 from tvmq.text_tokenizer import TextTokenizer
 
 from .task import Facts, TaskEntry
@@ -97,13 +98,16 @@ def _prepare(checkpoint: Checkpoint, config: EncoderConfig, options: PoolingOpti
             f"{folder}: the tokenizer has token id {tokenizer.highest}, the model's vocab_size is "
             f"{config.vocab_size}; use the files of one model"
         )
-    limits = (read_text_limit(folder), tokenizer.limit)
-    wanted = next((limit for limit in limits if limit is not None), config.max_tokens)
     return EncodeJob(
-        config=config, tokenizer=tokenizer, pooling=pooling, text_limit=min(wanted, config.max_tokens)
+        config=config,
+        tokenizer=tokenizer,
+        pooling=pooling,
+        text_limit=text_limit(folder, tokenizer.limit, config.max_tokens),
     )
 
 
 def task() -> TaskEntry:
     """The registry entry."""
-    return TaskEntry(name="encode", open_tokenizer=TextTokenizer.open, prepare=_prepare)
+    return TaskEntry(
+        name="encode", open_tokenizer=TextTokenizer.open, read_samples=read_text_samples, prepare=_prepare
+    )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tvmq.checkpoint import Checkpoint
 from tvmq.manifest import Generated, Manifest
 from tvmq.options import PoolingOptions
+from tvmq.samples import Samples
 from tvmq.word_bits import TextEncoder
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ class Job(Protocol):
         ...
 
 
+class SampleReader(Protocol):
+    """Reads the text that a task's models are measured on."""
+
+    def __call__(self, model: Path, data: Path, *, limit: int | None = None) -> Samples: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEntry:
     """A registry entry.
@@ -74,9 +81,11 @@ class TaskEntry:
     Attributes:
         name: of the task.
         open_tokenizer: folder -> tokenizer; raises InputError.
+        read_samples: model folder, text file, ``limit`` of lines -> token ids; raises InputError.
         prepare: checkpoint, its checked config, pooling options -> job; raises InputError or UsageError.
     """
 
     name: str
     open_tokenizer: Callable[[Path], TextEncoder]
+    read_samples: SampleReader
     prepare: Callable[[Checkpoint, Any, PoolingOptions], Job]

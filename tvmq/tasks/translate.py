@@ -17,6 +17,7 @@ from tvmq.errors import InputError, UsageError
 from tvmq.generation import GenerationDefaults, read_defaults
 from tvmq.manifest import Generated, Manifest, Sinusoidal
 from tvmq.options import PoolingOptions
+from tvmq.samples import read_samples
 from tvmq.tokenizer import MarianTokenizer
 
 from .task import Facts, TaskEntry
@@ -121,4 +122,6 @@ def _check_tokenizer(tokenizer: MarianTokenizer, config: MarianConfig) -> None:
 
 def task() -> TaskEntry:
     """The registry entry."""
-    return TaskEntry(name="translate", open_tokenizer=MarianTokenizer.open, prepare=_prepare)
+    return TaskEntry(
+        name="translate", open_tokenizer=MarianTokenizer.open, read_samples=read_samples, prepare=_prepare
+    )
