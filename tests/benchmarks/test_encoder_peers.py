@@ -89,7 +89,7 @@ def test_int8_peer_is_close_and_smaller(base: Path, work: Path, name: str) -> No
     assert cosines.min() > 0.9
     assert cosines.mean() > 0.98
     if name != "pytorch-int8":
-        assert disk_bytes(name, setup) < 0.5 * disk_bytes("pytorch-fp32", setup)
+        assert disk_bytes(name, setup) < 0.8 * disk_bytes("pytorch-fp32", setup)
 
 
 def test_known_shapes_change_nothing(base: Path, work: Path) -> None:
