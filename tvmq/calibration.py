@@ -125,8 +125,7 @@ class Calibration:
         mean diagonal: rows that are looked up enter the model as they are, so their errors count alike in all
         directions. A table that is only looked up gets the identity.
 
-        Raises:
-            InputError: the matrix was not measured.
+        InputError where the matrix was not measured.
         """
         moments = self._inputs_of(name)
         if name in self._tables:
@@ -247,9 +246,7 @@ def calibrate(
         progress: called with sentences done.
 
     Raises:
-        InputError: the model cannot be used.
-        UsageError: there are no samples.
-        MissingToolError: torch or joblib is not installed.
+        TvmqError: the model cannot be used, there are no samples, or torch or joblib is not installed.
     """
     require("torch", "compile")
     require("joblib", "plan")
@@ -277,10 +274,8 @@ def calibrate(
 def calibration_of(model: Path, path: Path | None, plan: BitPlan) -> Calibration | None:
     """The calibration file of the float model in ``model``, for the codes of ``plan``; None without a path.
 
-    Raises:
-        UsageError: the model is a coded checkpoint, whose codes are fixed, or nothing of the plan goes by a
-            calibration.
-        InputError: the file is damaged or belongs to another model.
+    Raises UsageError for a coded checkpoint and for plans that go by none, InputError for a file that is
+    damaged or of another model.
     """
     if path is None:
         return None

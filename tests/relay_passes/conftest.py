@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small Relax graphs, bit plans, and the comparison that every Before/Expected test makes.
 
+``encoder`` is a whole encoder layer, ``exponents`` brings graphs to where the integer passes start.
+
 TVMScript cannot spell parameter names such as ``fc.weight`` or ``fc.weight:keys``; ``graph`` can.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from difflib import unified_diff
 from typing import Any
 
@@ -17,7 +20,9 @@ from tvm import relax
 from tvm_ffi import structural_equal, structural_hash
 
 from relay_passes.annotate_bits import AnnotateBits
+from relay_passes.annotate_ranges import AnnotateRanges
 from relay_passes.bit_plan import BitPlan, BlockBits, WordBits
+from relay_passes.choose_exponents import ChooseExponents
 from relay_passes.composite import composite_of
 
 Body = Callable[..., Any]
@@ -151,6 +156,102 @@ def apply() -> Callable[..., tvm.IRModule]:
 def annotated(apply: Any) -> Callable[..., tvm.IRModule]:
     """``annotated(module, plan)``: what the lowering passes take."""
     return lambda module, bits: apply(module, AnnotateBits(plan=bits))
+
+
+@pytest.fixture
+def exponents(annotated: Any, apply: Any) -> Callable[..., tvm.IRModule]:
+    """``exponents(module, plan, {"fc.weight": ranges})``: what LowerBlockInt takes; texts of 24 tokens."""
+
+    def make(module: tvm.IRModule, bits: BitPlan, ranges: Mapping[str, Any] | None = None) -> tvm.IRModule:
+        step = AnnotateRanges(plan=bits, longest=24, ranges=ranges or {})
+        return apply(annotated(module, bits), step, ChooseExponents(plan=bits))
+
+    return make
+
+
+_BASE = {"activation", "bits", "epsilon", "factor", "path", "tensor"}
+
+
+@pytest.fixture
+def facts() -> Callable[..., dict[str, dict[str, Any]]]:
+    """Path -> attributes beyond those of AnnotateBits, without ``tvmq.``, of every composite that has any."""
+
+    def read(module: tvm.IRModule, function: str = "main") -> dict[str, dict[str, Any]]:
+        found = {}
+        for block in module[function].body.blocks:
+            for composite in [composite_of(module, binding.value) for binding in block.bindings]:
+                attrs = {} if composite is None else composite.attrs
+                own = {k.removeprefix("tvmq."): v for k, v in attrs.items() if k.startswith("tvmq.")}
+                found[str(own.get("path"))] = {key: v for key, v in own.items() if key not in _BASE}
+        return {path: added for path, added in found.items() if added}
+
+    return read
+
+
+TOKENS = {"ids": "int32[t]", "places": "int32[t]", "offsets": "int32[s]"}
+
+
+@pytest.fixture
+def encoder(graph: Any) -> Callable[..., tvm.IRModule]:
+    """``encoder(end, {"head.weight": "float32[2, 64]"})``: one BERT layer of width 64, ffn 128 and 2 heads.
+
+    Matrices ``words places q k v out up down``, norms ``n0 n1 n2``; ``end(ops, x, offsets, *weights)`` goes
+    on with the hidden states. ``activation`` follows ``up``.
+    """
+
+    def make(
+        end: Body = lambda g, x, offsets: x,
+        more: Mapping[str, str] | None = None,
+        activation: str = "gelu",
+        name: str = "main",
+    ) -> tvm.IRModule:
+        def body(g: Any, ids: Any, places: Any, offsets: Any, *weights: Any) -> Any:
+            w = dict(zip(encoder_weights(), weights, strict=False))
+
+            def linear(x: Any, layer: str) -> Any:
+                return g.linear(x, w[f"{layer}.weight"], w[f"{layer}.bias"])
+
+            def norm(x: Any, layer: str) -> Any:
+                return g.layer_norm(x, w[f"{layer}.weight"], w[f"{layer}.bias"], axes=[-1], epsilon=0.5)
+
+            rows = g.add(g.take(w["words.weight"], ids, axis=0), g.take(w["places.weight"], places, axis=0))
+            x = norm(rows, "n0")
+            q, k, v = (linear(x, layer) for layer in "qkv")
+            a = g.external("tvmq.ragged_attention", [q, k, v, offsets, relax.prim_value(2)], q)
+            x = norm(g.add(linear(a, "out"), x), "n1")
+            hidden = linear(x, "up")
+            hidden = getattr(g, activation)(hidden) if activation else hidden
+            x = norm(g.add(linear(hidden, "down"), x), "n2")
+            return end(g, x, offsets, *weights[len(w) :])
+
+        return graph(TOKENS, {**encoder_weights(), **(more or {})}, body, name=name)
+
+    return make
+
+
+def encoder_weights() -> dict[str, str]:
+    """Name -> type of the weights of ``encoder``."""
+    matrices = {"words": (70, 64), "places": (24, 64), **dict.fromkeys(("q", "k", "v", "out"), (64, 64))}
+    matrices |= {"up": (128, 64), "down": (64, 128)}
+    found = {f"{name}.weight": f"float32[{n}, {k}]" for name, (n, k) in matrices.items()}
+    biases = {name: n for name, (n, _) in matrices.items() if name not in ("words", "places")}
+    found |= {f"{name}.bias": f"float32[{n}]" for name, n in biases.items()}
+    norms = [f"{norm}.{part}" for norm in ("n0", "n1", "n2") for part in ("weight", "bias")]
+    return found | dict.fromkeys(norms, "float32[64]")
+
+
+@pytest.fixture
+def everywhere(plan: Any) -> Callable[..., BitPlan]:
+    """``everywhere(3, head=("head.weight",), up=8)``: every matrix of ``encoder`` at 3 bits, ``up`` at 8."""
+
+    def make(bits: int, head: tuple[str, ...] = (), **changes: Any) -> BitPlan:
+        own = {key: changes.pop(key) for key in list(changes) if f"{key}.weight" in encoder_weights()}
+        matrices = [name.removesuffix(".weight") for name, t in encoder_weights().items() if "," in t]
+        made = plan({f"{name}.weight": own.get(name, bits) for name in matrices}, **changes)
+        heads = [replace(entry, block="Head") for entry in plan(dict.fromkeys(head, bits)).blocks]
+        return replace(made, blocks=(*made.blocks, *heads))
+
+    return make
 
 
 @pytest.fixture
