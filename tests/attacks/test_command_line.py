@@ -113,8 +113,8 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda m: (m / "config.json").unlink(), "config.json: cannot be read"),
     "no JSON": (lambda m: (m / "config.json").write_text("{"), "config.json: not valid JSON"),
     "another architecture": (
-        lambda m: edit_json(m / "config.json", model_type="bert"),
-        "unknown architecture 'bert'; known architectures: marian",
+        lambda m: edit_json(m / "config.json", model_type="t5"),
+        "unknown architecture 't5'; known architectures: bert, distilbert, marian, roberta",
     ),
     "a billion layers": (
         lambda m: edit_json(m / "config.json", encoder_layers=10**9),
