@@ -93,28 +93,6 @@ def pytorch(model: Path, plan: BitPlan) -> Any:
     return TorchExecutor(get_family(checkpoint.config).load(checkpoint), weights=weights)
 
 
-def translate_with_pytorch(executor: Any, sources: Sequence[Ids], generation: dict[str, Any]) -> list[Ids]:
-    """Greedy search, as the runtime does it: the tokens of every source, end token included."""
-    from tvmq.search import SearchOptions, greedy_search
-
-    steps = int(generation["max_new_tokens"])
-    options = SearchOptions(
-        max_new_tokens=steps,
-        eos_id=int(generation["eos_token_id"]),
-        start_id=int(generation["decoder_start_token_id"]),
-        forced_eos_id=generation["forced_eos_token_id"],
-    )
-    outputs: list[Ids] = [()] * len(sources)
-    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        session = executor.begin([sources[i] for i in chosen], max_new_tokens=steps)
-        found = greedy_search(None, len(chosen), options, greedy_step=session.greedy_step)
-        for i, (best,) in zip(chosen, found, strict=True):
-            outputs[i] = best.tokens
-    return outputs
-
-
 def forced_agreement(
     sessions: tuple[Any, Any], fed: NDArray[np.int32], real: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
@@ -146,6 +124,7 @@ def compare(
     """Translate and compare; ``artifact`` was compiled ``with_logits`` from ``plan``."""
     from tvmq.api import load_translator
     from tvmq.evaluation import score
+    from tvmq.families.executor import greedy_translations
     from tvmq.loading import open_checked
     from tvmq.translation import TranslationModel
 
@@ -155,7 +134,8 @@ def compare(
         ours = [best[0].tokens for best in translator.translate_ids(sources, beams=1)]
         decode, generation = translator.tokenizer.decode, dict(translator.manifest.generation)
     executor = pytorch(model, plan)
-    theirs = translate_with_pytorch(executor, sources, generation)
+    longest = int(generation["max_new_tokens"])
+    theirs = greedy_translations(executor, sources, lambda _: longest)
     opened = open_checked(artifact, threads=threads, isa=None)
     compiled = TranslationModel(opened.artifact, opened.library)
     parts = []

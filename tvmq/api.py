@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from relay_passes.bit_plan import BitPlan
 
+    from .allocation_report import AllocationReport
     from .artifact import VerifyResult
     from .assembly import CompileReport
     from .benchmark import BenchResult
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from .encoder_benchmark import EncoderBenchResult
     from .encoder_evaluation import EncoderEvalResult
     from .evaluation import EvalResult
-    from .measured_plan import AllocationReport
     from .model_plan import PlanReport
     from .module_runtime import CompiledModule
     from .reporting.writer import ReportResult

@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from relay_passes.bit_plan import BitPlan, check_percent
 
 from .allocated_plan import Allocation, Budget, allocate
+from .allocation_report import AllocationReport
+from .block_bleu import measure_block_bleu
+from .block_scores import BlockScores
 from .calibration import calibrate
 from .checkpoint import Checkpoint, read_frequencies
 from .errors import UsageError
 from .families import TensorInfo, get_family
-from .model_plan import PlanReport, other_params, report_plan
+from .model_plan import other_params, report_plan
 from .options import AllocationOptions, Progress, no_progress
 from .planning import overridden_bits
 from .quantizers import quantizer_names
@@ -38,80 +41,6 @@ from .timing import Timing, read_times
 CALIBRATION_SENTENCES = 500
 CALIBRATION_SUFFIX = ".safetensors"
 """A calibration of this suffix is a finished one, any other is text."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AllocationReport:
-    """What ``tvmq plan`` found.
-
-    Attributes:
-        sensitivities: the damages it went by; None where only a calibration was made.
-        planned: the plan with its size; None without a budget.
-        allocation: expected damages and times, the bound and the Pareto curve; None without a budget.
-    """
-
-    sensitivities: Sensitivities | None
-    planned: PlanReport | None
-    allocation: Allocation | None
-
-    def damage_by_block(self) -> dict[str, float]:
-        """Expected KL per token of each block's chosen bits."""
-        return self._by_block(self.allocation.damage if self.allocation else {})
-
-    def ms_by_block(self) -> dict[str, float]:
-        """Expected milliseconds per output token of each block."""
-        return self._by_block(self.allocation.ms if self.allocation else {})
-
-    def measured_by_block(self) -> dict[str, dict[int, float]]:
-        """KL of each block at each width, as the sum over its units: Table 1 by KL."""
-        found: dict[str, dict[int, float]] = {}
-        for unit in self.sensitivities.units if self.sensitivities else ():
-            row = found.setdefault(unit.block, {})
-            for bits, kl in zip(unit.bits, unit.kl, strict=True):
-                row[bits] = row.get(bits, 0.0) + kl
-        return found
-
-    def curve(self) -> list[dict[str, float]]:
-        """The best plans at other sizes, on the convex hull: bits per weight, time, expected damage."""
-        if self.planned is None or self.allocation is None:
-            return []
-        return [
-            {
-                "bits_per_weight": round(point.bytes * 8 / self.planned.size.weights, 4),
-                "ms_per_token": round(point.ms, 5),
-                "damage": point.damage,
-            }
-            for point in self.allocation.curve
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that ``tvmq plan --json`` prints."""
-        value: dict[str, Any] = {
-            "sensitivity": {
-                block: {str(bits): kl for bits, kl in row.items()}
-                for block, row in self.measured_by_block().items()
-            }
-        }
-        if self.planned is not None and self.allocation is not None:
-            damage, ms = self.damage_by_block(), self.ms_by_block()
-            value |= self.planned.to_json()
-            for block in value["blocks"]:
-                block |= {"damage": damage[block["name"]], "ms_per_token": ms[block["name"]]}
-            solution = self.allocation.solution
-            value |= {
-                "damage": solution.damage,
-                "bound": solution.bound,
-                "gap": solution.gap,
-                "ms_per_token": solution.ms,
-                "pareto": self.curve(),
-            }
-        return value
-
-    def _by_block(self, values: Mapping[str, float]) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for entry in self.planned.plan.entries() if self.planned else ():
-            found[entry.block] = found.get(entry.block, 0.0) + values[entry.tensor]
-        return found
 
 
 def allocate_model(
@@ -130,8 +59,8 @@ def allocate_model(
     tensors = family.tensors(family.read_config(checkpoint.config))
     with tempfile.TemporaryDirectory(prefix="tvmq-plan-") as scratch:
         calibration = _calibration(model, options, Path(scratch), progress)
-        if not (_has_budget(options) or options.save_sensitivities):
-            return AllocationReport(sensitivities=None, planned=None, allocation=None)
+        if not (_has_budget(options) or options.save_sensitivities or options.bleu):
+            return AllocationReport()
         run = _Run(
             model=model,
             checkpoint=checkpoint,
@@ -142,7 +71,7 @@ def allocate_model(
             calibration=calibration,
             progress=progress,
         )
-        return run.rounds()
+        return run.report()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,21 +87,44 @@ class _Run:
     calibration: Path | None
     progress: Progress
 
-    def rounds(self) -> AllocationReport:
-        """Measure and solve; every further round measures around the plan of the one before."""
+    def report(self) -> AllocationReport:
+        """Everything that the options ask for."""
         options = self.options
         measured = Sensitivities.read(options.sensitivities) if options.sensitivities else None
         coding = self._coding(measured)
+        scores = self._scores(options.bleu, coding) if options.bleu else None
+        if not (_has_budget(options) or options.save_sensitivities):
+            return AllocationReport(sensitivities=measured, scores=scores)
+        return replace(self._rounds(measured, coding), scores=scores)
+
+    def _rounds(self, measured: Sensitivities | None, coding: Coding) -> AllocationReport:
+        """Measure and solve; every further round measures around the plan of the one before."""
+        options = self.options
         found = measured or self._measure(None, 1, coding)
         found.check(self.tensors, self.checkpoint.sha256)
         if not _has_budget(options):
-            return AllocationReport(sensitivities=found, planned=None, allocation=None)
+            return AllocationReport(sensitivities=found)
         allocation = self._solve(found, coding)
         for number in range(2, options.rounds + 1):
             found = self._measure(allocation.plan, number, coding)
             allocation = self._solve(found, coding)
         planned = report_plan(self.checkpoint, self.tensors, allocation.plan, self.frequencies)
         return AllocationReport(sensitivities=found, planned=planned, allocation=allocation)
+
+    def _scores(self, data: Path, coding: Coding) -> BlockScores:
+        found = measure_block_bleu(
+            self.model,
+            data,
+            coding=coding,
+            calibration=self.calibration,
+            widths=self.options.widths,
+            limit=self.options.sentences,
+            jobs=self.options.jobs or usable_cores(),
+            progress=self.progress,
+        )
+        if self.options.save_bleu:
+            found.write(self.options.save_bleu)
+        return found
 
     def _coding(self, measured: Sensitivities | None) -> Coding:
         """How the plan's tensors are stored: as they were measured, but for what the options say."""
@@ -244,11 +196,15 @@ def _check(options: AllocationOptions) -> None:
     for name, value in limits.items():
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UsageError(f"{name} {value:g}: expected a number above 0")
-    if not (_has_budget(options) or options.save_sensitivities or options.save_calibration):
+    if not (
+        _has_budget(options) or options.save_sensitivities or options.save_calibration or options.bleu
+    ):
         raise UsageError(
             "how large may the plan be? give --bits, --size-mb or --ms (or only measure, with "
-            "--save-sensitivities FILE or --save-calibration FILE)"
+            "--save-sensitivities FILE, --save-calibration FILE or --bleu PAIRS.tsv)"
         )
+    if options.save_bleu and not options.bleu:
+        raise UsageError("--save-bleu needs the lines to translate: --bleu PAIRS.tsv")
     if options.rounds > 1 and not _has_budget(options):
         raise UsageError("a second round measures around a plan; give --bits, --size-mb or --ms for it")
     if options.sensitivities and options.rounds == 1 and (options.text or options.save_sensitivities):

@@ -123,13 +123,15 @@ class AllocationOptions:
         ms: milliseconds per output token that reading the matrices may take.
         times: measured times by block and width; None goes by memory bandwidth.
         text: sentence pairs to measure on.
-        sentences: how many of them.
+        sentences: how many of them, and of ``bleu``.
+        bleu: sentence pairs to score every block at every width on, by BLEU.
         rounds: measurements; every further one starts from the plan of the one before instead of FP32, as
             errors add up to more than their sum.
         calibration: text to calibrate on, or the calibration.safetensors of an earlier run.
         sensitivities: a file of an earlier run instead of a measurement.
         save_calibration: where to keep the calibration.
         save_sensitivities: where to keep the measurement.
+        save_bleu: where to keep the scores.
         widths: bits to choose from.
         words: cuts of an embedding: the optimum, or those of Algorithm 1.
         overrides: (pattern, bits) pairs that are decided beforehand, in order.
@@ -149,11 +151,13 @@ class AllocationOptions:
     times: Path | None = None
     text: Path | None = None
     sentences: int = 100
+    bleu: Path | None = None
     rounds: int = 1
     calibration: Path | None = None
     sensitivities: Path | None = None
     save_calibration: Path | None = None
     save_sensitivities: Path | None = None
+    save_bleu: Path | None = None
     widths: tuple[int, ...] = (1, 2, 3, 4)
     words: Literal["optimum", "algorithm1"] = "optimum"
     overrides: tuple[tuple[str, int], ...] = ()
@@ -177,6 +181,7 @@ class ReportOptions:
         frequencies: a token_freq.tsv instead of the one in the model folder.
         times: measured times by block and width, for a curve over milliseconds.
         measured: rows of measured losses or scores, as JSON.
+        bleu: scores by block of ``tvmq plan --save-bleu``.
         figures: folder for the figures as SVG and PNG files.
         force: replace existing files.
     """
@@ -187,6 +192,7 @@ class ReportOptions:
     frequencies: Path | None = None
     times: Path | None = None
     measured: Path | None = None
+    bleu: Path | None = None
     figures: Path | None = None
     force: bool = False
 

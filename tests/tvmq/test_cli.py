@@ -19,8 +19,8 @@ from tvmq.errors import MissingToolError, UsageError
 
 Run = Callable[..., Any]
 VERBS = (
-    "compile", "quantize", "translate", "embed", "classify", "tag", "eval", "bench", "inspect", "verify",
-    "targets", "doctor",
+    "compile", "plan", "quantize", "retrain", "translate", "embed", "classify", "tag", "eval", "bench",
+    "inspect", "report", "verify", "targets", "doctor",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from relay_passes.bit_plan import BitPlan, decode_plan
+from tvmq.block_scores import BlockScores
 from tvmq.errors import InputError
 from tvmq.families.family import TensorInfo
 from tvmq.sensitivity_table import Sensitivities
@@ -140,6 +141,21 @@ def test_codes_may_differ_from_the_measured_ones(
     assert 3.3 < facts["bits_per_weight"] <= 3.6
 
 
+def test_bleu_by_block(tvmq: Verb, tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    kept = ("--bleu", pairs, "--save-bleu", tmp_path / "bleu.json", "--sentences", 2, "--max-bits", 2)
+    done = tvmq("plan", tiny_model, *kept, "--jobs", 1, "--json")
+    assert done.code == 0, done.err
+    value = json.loads(done.out)["bleu"]
+    assert value["sentences"] == 2
+    assert list(value["blocks"])[:3] == ["Emb", "Enc", "Enc_ee"]
+    assert set(value["blocks"]["Dec_ed"]) == {"1", "2"}
+    found = BlockScores.read(tmp_path / "bleu.json")
+    assert found.to_json() == value
+    shown = tvmq("plan", tiny_model, *kept, "--jobs", 1)
+    assert "BLEU with one block quantized, by bits" in shown.out
+    assert "Dec_ffn" in shown.out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -158,6 +174,8 @@ def test_codes_may_differ_from_the_measured_ones(
         (("--bits", "2", "--sensitivities", "TABLE", "--times", "PAIRS"), 3, "pairs.tsv"),
         (("--bits", "2", "--text", "PAIRS", "--quantizer", "hessian"), 2, "needs a calibration"),
         (("--save-calibration", "c.safetensors"), 2, "needs the text to calibrate on"),
+        (("--bits", "2", "--save-bleu", "b.json"), 2, "needs the lines to translate"),
+        (("--bleu", "missing.tsv"), 3, "missing.tsv: no such file"),
         (("--save-sensitivities", "s.json", "--rounds", "2"), 2, "a second round"),
         (("--bits", "2", "--sensitivities", "TABLE", "-o", "TABLE"), 2, "add --force"),
     ],

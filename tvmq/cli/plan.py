@@ -30,7 +30,8 @@ from .ui import Force, Json, Quiet, Ui, Verbose, facts_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tvmq.measured_plan import AllocationReport
+    from tvmq.allocation_report import AllocationReport
+    from tvmq.block_scores import BlockScores
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The plan.json to write.")]
 Calibration = Annotated[
@@ -40,7 +41,14 @@ Calibration = Annotated[
 PairText = Annotated[
     Path | None, typer.Option("--text", help="source TAB target lines to measure on [default: --calibration]")
 ]
-Sentences = Annotated[int, typer.Option("--sentences", min=1, help="Lines of the text to measure on.")]
+Sentences = Annotated[
+    int, typer.Option("--sentences", min=1, help="Lines of the text, and of --bleu, to measure on.")
+]
+BleuText = Annotated[
+    Path | None,
+    typer.Option("--bleu", help="source TAB target lines: BLEU with each block alone at each width."),
+]
+SaveBleu = Annotated[Path | None, typer.Option("--save-bleu", help="Keep these scores in this file.")]
 Rounds = Annotated[
     int, typer.Option("--rounds", min=1, help="Measure again, around the plan found, so many times in all.")
 ]
@@ -73,11 +81,13 @@ def plan(
     times: Times = None,
     text: PairText = None,
     sentences: Sentences = 100,
+    bleu: BleuText = None,
     rounds: Rounds = 1,
     calibration: Calibration = None,
     sensitivities: SensitivityFile = None,
     save_calibration: SaveCalibration = None,
     save_sensitivities: SaveSensitivities = None,
+    save_bleu: SaveBleu = None,
     words: Words = "optimum",
     overrides: Set = None,
     max_bits: MaxBits = 4,
@@ -108,11 +118,13 @@ def plan(
         times=times,
         text=text,
         sentences=sentences,
+        bleu=bleu,
         rounds=rounds,
         calibration=calibration,
         sensitivities=sensitivities,
         save_calibration=save_calibration,
         save_sensitivities=save_sensitivities,
+        save_bleu=save_bleu,
         widths=tuple(range(1, max_bits + 1)),
         words=words,
         overrides=tuple(parse_override(override) for override in overrides or ()),
@@ -135,6 +147,9 @@ def _tables(report: AllocationReport) -> list[Table | str]:
     tables: list[Table | str] = []
     if report.sensitivities is not None:
         tables += ["KL per token with one block quantized, by bits", _sensitivity_table(report)]
+    if report.scores is not None:
+        title = f"BLEU with one block quantized, by bits ({report.scores.bleu:.2f} in FP32)"
+        tables += [title, _bleu_table(report.scores)]
     if report.planned is not None and report.allocation is not None:
         solution = report.allocation.solution
         facts = {
@@ -155,6 +170,17 @@ def _sensitivity_table(report: AllocationReport) -> Table:
     table = Table("block", *(str(bits) for bits in widths), box=None, pad_edge=False)
     for block, row in rows.items():
         table.add_row(block, *(f"{row[bits]:.5f}" if bits in row else "" for bits in widths))
+    return table
+
+
+def _bleu_table(scores: BlockScores) -> Table:
+    from rich.table import Table
+
+    widths = scores.widths
+    table = Table("block", *(str(bits) for bits in widths), box=None, pad_edge=False)
+    for row in scores.rows:
+        found = dict(zip(row.bits, row.bleu, strict=True))
+        table.add_row(row.block, *(f"{found[bits]:.2f}" if bits in found else "" for bits in widths))
     return table
 
 

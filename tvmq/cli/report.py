@@ -30,6 +30,9 @@ Times = Annotated[Path | None, typer.Option("--times", help="JSON: ms per token 
 MeasuredFile = Annotated[
     Path | None, typer.Option("--measured", help="JSON: rows of name, size_mb and loss or bleu.")
 ]
+BleuFile = Annotated[
+    Path | None, typer.Option("--bleu", help="Scores of tvmq plan --save-bleu: BLEU by block.")
+]
 Figures = Annotated[
     Path | None, typer.Option("--svg", metavar="FOLDER", help="Also keep every figure as SVG and PNG here.")
 ]
@@ -44,6 +47,7 @@ def report(
     frequencies: Frequencies = None,
     times: Times = None,
     measured: MeasuredFile = None,
+    bleu: BleuFile = None,
     figures: Figures = None,
     force: Force = False,
     json_output: Json = False,
@@ -60,6 +64,7 @@ def report(
         frequencies=frequencies,
         times=times,
         measured=measured,
+        bleu=bleu,
         figures=figures,
         force=force,
     )

@@ -6,7 +6,7 @@ Tests and ``eval`` compare compiled models with it; weights can be replaced by d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tvmq.errors import InputError, UsageError
+from tvmq.search import SearchOptions, greedy_search
 
 from .marian import DecoderStep, Encoder, MarianModel
+
+BATCH = 16
+"""Sentences of similar length that are decoded together."""
 
 
 class TorchExecutor:
@@ -57,6 +61,35 @@ class TorchExecutor:
         offsets = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
         memory = self.encoder(torch.from_numpy(ids.astype(np.int32)), positions, offsets)
         return TorchSession(self.decoder, list(memory), offsets, len(sources) * beams, max_new_tokens)
+
+
+def greedy_translations(
+    executor: TorchExecutor, sources: Sequence[Sequence[int]], longest: Callable[[int], int]
+) -> list[Sequence[int]]:
+    """Greedy search, as the runtime does it: the tokens of every source, end token included.
+
+    Args:
+        executor: the model.
+        sources: token ids with the end token.
+        longest: tokens of the longest source of a batch -> most tokens of an output.
+    """
+    config = executor.model.config
+    outputs: list[Sequence[int]] = [()] * len(sources)
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        steps = longest(len(sources[chosen[-1]]))
+        options = SearchOptions(
+            max_new_tokens=steps,
+            eos_id=config.eos_id,
+            start_id=config.start_id,
+            forced_eos_id=config.forced_eos_id,
+        )
+        session = executor.begin([sources[i] for i in chosen], max_new_tokens=steps)
+        found = greedy_search(None, len(chosen), options, greedy_step=session.greedy_step)
+        for i, (best,) in zip(chosen, found, strict=True):
+            outputs[i] = best.tokens
+    return outputs
 
 
 class TorchSession:

@@ -8,9 +8,12 @@ from html import escape
 
 from relay_passes.bit_plan import FLOAT_BITS
 from tvmq import __version__
+from tvmq.block_scores import BlockScores
 from tvmq.sensitivity_table import Coding
 
+from .block_table import block_table
 from .drawing import Drawing, printable
+from .elements import figure, section, table
 from .losses import Losses, Point
 from .measured import Measured
 from .subject import Matrix, Parts, Subject
@@ -56,6 +59,7 @@ def page(
     shares: Mapping[str, Sequence[float]],
     losses: Losses | None,
     measured: Sequence[Measured],
+    scores: BlockScores | None,
 ) -> str:
     """The whole document.
 
@@ -66,6 +70,7 @@ def page(
         shares: part of the text of each cluster of words, by tensor.
         losses: expected losses, where sensitivities were given.
         measured: measured rows.
+        scores: BLEU by block, where it was given.
     """
     body = [
         _headline(subject, losses),
@@ -75,6 +80,8 @@ def page(
     ]
     if losses is not None:
         body += [_sensitivity(drawings, losses), _pareto(drawings, losses)]
+    if scores is not None:
+        body.append(block_table(drawings, scores))
     if measured:
         body.append(_measured(drawings, measured))
     body.append(_appendix(subject, losses))
@@ -120,7 +127,7 @@ def _headline(subject: Subject, losses: Losses | None) -> str:
         if subject.kind == "artifact"
         else "Sizes are computed from the bits, before rows are padded to whole blocks of the kernels."
     )
-    return _section(
+    return section(
         "size",
         "In short",
         "A model is made of matrices of numbers, its weights. Usually each takes 32 bits (FP32). Here a "
@@ -136,13 +143,13 @@ def _headline(subject: Subject, losses: Losses | None) -> str:
 def _map(subject: Subject, drawings: Mapping[str, Drawing]) -> str:
     used = dict.fromkeys(matrix.info.block for matrix in subject.matrices)
     known = "".join(f"<dt>{block}</dt><dd>{BLOCKS[block]}</dd>" for block in used if block in BLOCKS)
-    return _section(
+    return section(
         "map",
         "Where the bits went",
         "Each cell is one matrix and its bit width: darker is more bits. A line is one kind of matrix, a "
         "column one layer; matrices outside of the layers have a whole line. A fraction is the mean over "
         "words of different widths.",
-        _figure(drawings, "bit-map"),
+        figure(drawings, "bit-map"),
         f"<dl>{known}</dl>" if known else "",
     )
 
@@ -165,18 +172,18 @@ def _words(subject: Subject, drawings: Mapping[str, Drawing], shares: Mapping[st
             )
             first += count
     if not rows:
-        return _section(
+        return section(
             "words", "Bits by word", "This model has no table of words that could have bits by word."
         )
-    return _section(
+    return section(
         "words",
         "Bits by word",
         "A few words make up most of any text, and most words are rare. So the frequent words can get more "
         "bits at the price of few bytes, and the rare ones fewer at the price of little loss. The steps are "
         "the bits by rank, the most frequent word on the left, on a logarithmic scale; the rising line, "
         "where the words were counted, is how much of the text the words up to there make up.",
-        _figure(drawings, "word-bits"),
-        _table(["table", "ranks", "bits", "of the text"], rows, numbers=(1, 2, 3)),
+        figure(drawings, "word-bits"),
+        table(["table", "ranks", "bits", "of the text"], rows, numbers=(1, 2, 3)),
     )
 
 
@@ -200,14 +207,14 @@ def _bytes(
         "block", "bits per weight", "weights", "planes", "scales", "word order", "floats", "bytes",
         *(["expected loss"] if losses is not None else []),
     ]  # fmt: skip
-    return _section(
+    return section(
         "bytes",
         "Bytes by block",
         "Planes hold the signs; scales (with offsets and outliers, where there are any) say how much they "
         "count; the word order says which row belongs to which word where words have different widths. "
         "Biases and norms are not matrices and stay floats.",
-        _figure(drawings, "block-bytes"),
-        _table(heads, rows, numbers=range(1, len(heads))),
+        figure(drawings, "block-bytes"),
+        table(heads, rows, numbers=range(1, len(heads))),
     )
 
 
@@ -219,7 +226,7 @@ def _sensitivity(drawings: Mapping[str, Drawing], losses: Losses) -> str:
     ]
     heads = ["1 bit" if bits == 1 else f"{bits} bits" for bits in widths]
     others = "a plan's bits" if losses.around else "FP32"
-    return _section(
+    return section(
         "sensitivity",
         "What each block can bear",
         f"Every matrix was stored in each bit width while all others stayed in {others}, and the model read "
@@ -227,8 +234,8 @@ def _sensitivity(drawings: Mapping[str, Drawing], losses: Losses) -> str:
         "or a piece of one) then moved: the mean KL divergence in nats, 0 for not at all, summed over the "
         "block. A steep or high line is a block that needs its bits; the diamonds are what this plan gives "
         "each block.",
-        _figure(drawings, "sensitivity"),
-        _table(["block", *heads], rows, numbers=range(1, len(widths) + 1)),
+        figure(drawings, "sensitivity"),
+        table(["block", *heads], rows, numbers=range(1, len(widths) + 1)),
         note=_caveats(losses),
     )
 
@@ -243,7 +250,7 @@ def _pareto(drawings: Mapping[str, Drawing], losses: Losses) -> str:
     note = "Matrices that are coarse together can lose more than the sum of what each loses alone."
     if not losses.time_curve:
         note += " Milliseconds go by the bytes that are read, at 10 GB per second."
-    return _section(
+    return section(
         "pareto",
         "Size against loss",
         "The line is the best that this measurement promises: for each size the bits of least expected "
@@ -251,9 +258,9 @@ def _pareto(drawings: Mapping[str, Drawing], losses: Losses) -> str:
         "wrong place. The squares give every matrix the same width; the triangles are mixes that Chung et "
         "al. (2020) picked by hand (their names give the mean bits of words, decoder and encoder), with the "
         "codes that were measured here. The scale of the loss is logarithmic: one line down is a tenth.",
-        _figure(drawings, "size-curve"),
-        _figure(drawings, "time-curve"),
-        _table(
+        figure(drawings, "size-curve"),
+        figure(drawings, "time-curve"),
+        table(
             ["plan", "MB", "ms per token", "expected loss"],
             [
                 *rows([losses.plan, *losses.references]),
@@ -275,14 +282,14 @@ def _measured(drawings: Mapping[str, Drawing], measured: Sequence[Measured]) -> 
         rows.append(
             [printable(found.name), f"{found.bytes / MB:.2f}", printable(found.metric, 20), shown, low_high]
         )
-    return _section(
+    return section(
         "measured",
         "Measured",
         "What whole models lost when they were run, beside what was expected above. BLEU and chrF count how "
         "much of a human translation the model's has in common with it, more is better; lines through the "
         "marks are 95 % confidence intervals.",
-        _figure(drawings, "scores"),
-        _table(["model", "MB", "metric", "value", "95 %"], rows, numbers=(1, 3, 4)),
+        figure(drawings, "scores"),
+        table(["model", "MB", "metric", "value", "95 %"], rows, numbers=(1, 3, 4)),
     )
 
 
@@ -306,11 +313,11 @@ def _appendix(subject: Subject, losses: Losses | None) -> str:
     if losses is not None:
         heads.append("expected loss")
     padded = "; shapes are as stored, with rows padded to whole blocks" if subject.kind == "artifact" else ""
-    return _section(
+    return section(
         "matrices",
         "Every matrix",
         f"In the order of the model. Bits by word are written words \N{MULTIPLICATION SIGN} bits{padded}.",
-        _table(heads, rows, numbers=(2, 5, 6)),
+        table(heads, rows, numbers=(2, 5, 6)),
     )
 
 
@@ -345,33 +352,3 @@ def _caveats(losses: Losses) -> str:
 
 def _width(bits: int) -> str:
     return "FP32" if bits == FLOAT_BITS else str(bits)
-
-
-def _section(name: str, title: str, text: str, *parts: str, note: str = "") -> str:
-    """A section; ``text`` and ``parts`` are HTML, ``note`` is text."""
-    notes = [f'<p class="note">{escape(note)}</p>'] if note else []
-    inside = [f"<h2>{title}</h2>", f"<p>{text}</p>", *(part for part in parts if part), *notes]
-    return "\n".join([f'<section id="{name}">', *inside, "</section>"])
-
-
-def _figure(drawings: Mapping[str, Drawing], name: str) -> str:
-    if name not in drawings:
-        return ""
-    title = escape(drawings[name].title)
-    return f"<figure>{drawings[name].inline(title)}<figcaption>{title}</figcaption></figure>"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> str:
-    """A table; columns ``numbers`` are right-aligned."""
-
-    def cells(tag: str, values: Sequence[str]) -> str:
-        kinds = [' class="n"' if i in numbers else "" for i in range(len(values))]
-        return "".join(
-            f"<{tag}{kind}>{escape(value)}</{tag}>" for kind, value in zip(kinds, values, strict=True)
-        )
-
-    body = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return (
-        f'<div class="scroll"><table><thead><tr>{cells("th", heads)}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from tvmq.block_scores import BlockScores
 from tvmq.calibration import Calibration
 from tvmq.checkpoint import read_frequencies
 from tvmq.errors import InputError, UsageError
@@ -20,6 +21,7 @@ from tvmq.sensitivity_table import Sensitivities
 from tvmq.store import atomic_write
 
 from . import figures
+from .block_table import block_figure
 from .drawing import Drawing, finish, style
 from .grid import grid
 from .losses import Losses, expected_losses
@@ -81,15 +83,20 @@ def write_report(target: Path, output: Path, options: ReportOptions) -> ReportRe
         found = Sensitivities.read(options.sensitivities)
         losses = expected_losses(subject, found, frequencies, options.times)
     measured = () if options.measured is None else read_measured(options.measured, subject)
+    scores = None if options.bleu is None else _scores(options.bleu, subject)
     parts = _parts(subject)
     with style():
-        drawings = _drawings(subject, parts, frequencies, losses, measured, png=options.figures is not None)
+        drawings = _drawings(
+            subject, parts, frequencies, losses, measured, scores, png=options.figures is not None
+        )
     shares = {
         matrix.info.name: cluster_shares(matrix, frequencies)
         for matrix in subject.matrices
         if matrix.info.is_embedding
     }
-    text = page(subject, drawings, parts=parts, shares=shares, losses=losses, measured=measured)
+    text = page(
+        subject, drawings, parts=parts, shares=shares, losses=losses, measured=measured, scores=scores
+    )
     files = _figure_files(options.figures, drawings)
     if taken := [path for path in files if path.exists() and not options.force]:
         raise UsageError(f"{taken[0]} exists; add --force to replace it")
@@ -144,6 +151,14 @@ def _frequencies(subject: Subject, options: ReportOptions) -> NDArray[np.integer
     return subject.frequencies
 
 
+def _scores(path: Path, subject: Subject) -> BlockScores:
+    """BLEU by block; InputError where it was measured on another model."""
+    found = BlockScores.read(path)
+    if subject.model_sha256 not in (None, found.model_sha256):
+        raise InputError(f"{path}: measured on another model (its hash differs); measure this one")
+    return found
+
+
 def _parts(subject: Subject) -> dict[str, Parts]:
     """Bytes by block, and what lies outside of all matrices."""
     found: dict[str, Parts] = {}
@@ -159,6 +174,7 @@ def _drawings(
     frequencies: NDArray[np.integer] | None,
     losses: Losses | None,
     measured: tuple[Measured, ...],
+    scores: BlockScores | None,
     *,
     png: bool,
 ) -> dict[str, Drawing]:
@@ -181,6 +197,8 @@ def _drawings(
         )
         if losses.time_curve:
             made["time-curve"] = ("Expected loss against time", figures.time_curve(losses))
+    if scores is not None:
+        made["bleu"] = ("BLEU with one block quantized by bit width", block_figure(scores))
     if any(row.score is not None for row in measured):
         made["scores"] = ("Measured score against size", figures.scores(measured, subject))
     return {name: finish(figure, name, title, png=png) for name, (title, figure) in made.items()}

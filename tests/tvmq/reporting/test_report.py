@@ -19,6 +19,7 @@ import pytest
 
 from relay_passes.bit_plan import encode_plan
 from tvmq import api
+from tvmq.block_scores import BlockScore, BlockScores
 from tvmq.checkpoint import Checkpoint
 from tvmq.families import TensorInfo, get_family
 from tvmq.options import PlanOptions, QuantizeOptions, ReportOptions
@@ -140,6 +141,24 @@ def plan(tiny_model: Path, sensitivities: Path, tmp_path_factory: pytest.TempPat
     return path
 
 
+def scores(model_sha256: str) -> BlockScores:
+    """Made-up BLEU of more blocks than there are colours."""
+    rows = [
+        BlockScore(block=f"Block_{i}", bits=(1, 3), bleu=(float(i), 33.25), low=(-9.5, -1), high=(-1, 0.5))
+        for i in range(12)
+    ]
+    return BlockScores(
+        schema=1,
+        model_sha256=model_sha256,
+        data_sha256="0" * 64,
+        sentences=9,
+        signature="nrefs:1",
+        coding=Coding(),
+        bleu=33.57,
+        rows=tuple(rows),
+    )
+
+
 @pytest.fixture
 def everything(tiny_model: Path, sensitivities: Path, plan: Path, tmp_path: Path) -> ReportOptions:
     """Every input that there is."""
@@ -151,11 +170,13 @@ def everything(tiny_model: Path, sensitivities: Path, plan: Path, tmp_path: Path
         {"name": "ours", "bits_per_weight": 2.5, "loss": 0.25},
     ]
     (tmp_path / "measured.json").write_text(json.dumps({"model": "m", "results": rows}))
+    scores(Checkpoint.open(tiny_model).sha256).write(tmp_path / "bleu.json")
     return ReportOptions(
         plan=plan,
         sensitivities=sensitivities,
         times=tmp_path / "times.json",
         measured=tmp_path / "measured.json",
+        bleu=tmp_path / "bleu.json",
         figures=tmp_path / "figures",
         force=True,
     )
@@ -164,9 +185,9 @@ def everything(tiny_model: Path, sensitivities: Path, plan: Path, tmp_path: Path
 def test_the_whole_page(tiny_model: Path, everything: ReportOptions, tmp_path: Path) -> None:
     written = api.report(tiny_model, tmp_path / "report.html", everything)
     page = read(written.output)
-    assert list(page.sections) == [*SECTIONS, "sensitivity", "pareto", "measured", "matrices"]
+    assert list(page.sections) == [*SECTIONS, "sensitivity", "pareto", "bleu", "measured", "matrices"]
     assert len(page.ids) == len(set(page.ids))
-    assert page.tags.count("svg") == page.tags.count("figure") == 7
+    assert page.tags.count("svg") == page.tags.count("figure") == 8
     assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & set(page.tags)
     assert all(link.startswith("#") for link in page.links)
     assert "url(http" not in written.output.read_text()
@@ -178,7 +199,18 @@ def test_the_whole_page(tiny_model: Path, everything: ReportOptions, tmp_path: P
     assert {"this plan", "1 bit", "4 bits", "chung2020-2.5-1.8-3.7"} <= {r[0] for r in page.rows["pareto"]}
     assert [row[:2] for row in page.rows["measured"][1:3]] == [["fp32", "0.40"], ["ours", "0.06"]]
     assert [page.rows["measured"][3][i] for i in (0, 2, 3)] == ["ours", "KL", "0.25000"]
-    assert len(written.figures) == 14
+    assert len(written.figures) == 16
+    assert page.rows["bleu"][0] == ["block", "3 bits", "1 bit"]
+    assert page.rows["bleu"][12] == ["Block_11", "33.2 (-1.0 to +0.5)", "11.0 (-9.5 to -1.0)"]
+
+
+def test_scores_of_another_model(tvmq: Verb, tiny_model: Path, plan: Path, tmp_path: Path) -> None:
+    table = tmp_path / "bleu.json"
+    scores("1" * 64).write(table)
+    done = tvmq("report", tiny_model, "--plan", plan, "-o", tmp_path / "r.html", "--bleu", table)
+    assert done.code == 3
+    assert "measured on another model" in done.err
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_the_same_inputs_give_the_same_bytes(
@@ -340,7 +372,7 @@ def test_names_are_only_text(
     written = api.report(tiny_model, tmp_path / "report.html", options)
     page = read(written.output)
     assert "script" not in page.tags
-    assert page.tags.count("svg") == 6
+    assert page.tags.count("svg") == 7
     assert len(page.rows["matrices"]) == 1 + len(subject.matrices)
     assert "<script>alert" in page.rows["matrices"][1][0]
     assert not set("\x00\x1b\u202e") & set(written.output.read_text())
