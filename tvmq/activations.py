@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .calibration import Sums, pack_triangle
+from .calibration import Sums
 from .samples import Samples, batches
+from .triangles import pack_triangle
 from .whole_model import Side, WholeModel
 
 BATCH_TOKENS = 1024

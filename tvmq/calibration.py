@@ -27,6 +27,7 @@ from .quantizers import NEED_MOMENTS
 from .samples import Sample, Samples
 from .store import atomic_file, parse_json, show
 from .tensor_file import TensorFile, write_weights
+from .triangles import side_of, unpack_triangle
 
 if TYPE_CHECKING:
     from .activations import ActivationRecorder
@@ -329,30 +330,6 @@ def _measure(model: Path, digest: str, samples: Samples, fisher: bool, seed: int
         return recorder.measure(samples, fisher=fisher, seed=seed)
 
 
-def pack_triangle(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Upper triangle of a symmetric [k, k], row after row: [k (k + 1) / 2]."""
-    return np.concatenate([row[i:] for i, row in enumerate(matrix)])
-
-
-def unpack_triangle(packed: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The symmetric [k, k] of ``pack_triangle``."""
-    k = _side(len(packed))
-    matrix = np.empty((k, k), np.float32)
-    first = 0
-    for i in range(k):
-        row = packed[first : first + k - i]
-        matrix[i, i:] = row
-        matrix[i:, i] = row
-        first += k - i
-    return matrix
-
-
-def _side(count: int) -> int:
-    """k with k (k + 1) / 2 = count, or 0."""
-    k = int((np.sqrt(8 * count + 1) - 1) / 2 + 0.5)
-    return k if k * (k + 1) // 2 == count else 0
-
-
 def _input_map(path: Path, text: str) -> dict[str, int]:
     value = parse_json(text.encode(), f"{path}: inputs in the header")
     if not isinstance(value, dict) or not value or not all(type(v) is int for v in value.values()):
@@ -389,7 +366,7 @@ def _held(file: TensorFile, name: str, dtype: str) -> NDArray:
 
 def _triangle(file: TensorFile, name: str) -> NDArray[np.float32]:
     values = _held(file, name, "float32")
-    if not _side(len(values)):
+    if not side_of(len(values)):
         raise InputError(f"{file.path}: tensor {show(name)} of {len(values)} values is not half a matrix")
     file.release(name)
     return values

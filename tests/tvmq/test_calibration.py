@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from tvmq import calibration as module
-from tvmq.calibration import LOOKUP, Calibration, calibrate, pack_triangle, unpack_triangle
+from tvmq.calibration import LOOKUP, Calibration, calibrate
 from tvmq.checkpoint import Checkpoint
 from tvmq.errors import InputError, UsageError
 from tvmq.families import get_family
 from tvmq.samples import Sample, Samples
 from tvmq.tensor_file import TensorFile, write_weights
+from tvmq.triangles import pack_triangle, unpack_triangle
 
 TABLE = "model.shared.weight"
 QUERY, KEY = (f"model.encoder.layers.1.self_attn.{part}_proj.weight" for part in "qk")

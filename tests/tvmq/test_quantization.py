@@ -10,9 +10,10 @@ import pytest
 
 from relay_passes.bit_plan import BitPlan, BlockBits, WordBits
 from schedules.packing import BitPlanes, WordPlanes
-from tvmq.calibration import Calibration, pack_triangle
+from tvmq.calibration import Calibration
 from tvmq.errors import InputError, UsageError
 from tvmq.quantization import quantize_matrix, quantize_model, quantize_words
+from tvmq.triangles import pack_triangle
 from tvmq.word_bits import frequency_order
 
 COUNTS = np.array([5, 1, 9, 0, 9, 2])
@@ -124,6 +125,7 @@ def calibration(**moments: np.ndarray) -> Calibration:
         _packed=[pack_triangle(value.astype(np.float32)) for value in moments.values()],
         _outputs={},
         _lookups={},
+        _rows={},
     )
 
 
