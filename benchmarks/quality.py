@@ -47,7 +47,7 @@ class Setting:
         codes: how they were found.
         plan: of ``model``; empty for a checkpoint that brings its own.
         checkpoint: a folder to compile as it is, instead of the model.
-        sha256: of that folder's weights.
+        sha256: of that folder's weights, or of a plan file: rows of other ones are measured again.
     """
 
     name: str

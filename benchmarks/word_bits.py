@@ -17,7 +17,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from relay_passes.bit_plan import FLOAT_BITS, SCHEMA, BitPlan, BlockBits, WordBits, encode_plan
+from relay_passes.bit_plan import FLOAT_BITS, SCHEMA, BitPlan, BlockBits, WordBits, encode_plan, plan_hash
 from tvmq.bit_mix import DAMAGE_POWER, RELATIVE_ERROR
 from tvmq.checkpoint import Checkpoint
 from tvmq.families import TensorInfo, get_family
@@ -98,9 +98,10 @@ def settings(model: Path, quantizer: str, work: Path) -> list[Setting]:
         rows[f"optimum, {mean_bits(best):.2f}"] = best
     found = []
     for number, (name, clusters) in enumerate(rows.items()):
-        path = work / f"{quantizer}-{number}.json"
-        atomic_write(path, encode_plan(plan_for(infos, clusters, quantizer, name)))
-        found.append(Setting(name=name, codes=quantizer, plan=PlanOptions(plan=path)))
+        path, plan = work / f"{quantizer}-{number}.json", plan_for(infos, clusters, quantizer, name)
+        atomic_write(path, encode_plan(plan))
+        options = PlanOptions(plan=path)
+        found.append(Setting(name=name, codes=quantizer, plan=options, sha256=plan_hash(plan)))
     return found
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import tvmq
 from benchmarks import quality
+from tvmq.options import SearchOptions
 
 DATA = "w1 w2 w3\tw4 w5 w6 w7\nw7 w8\tw9 w10\nw11 w12 w13\tw1\n"
 
@@ -88,3 +89,17 @@ def test_a_changed_checkpoint_is_another_row() -> None:
     changed = quality.Setting(name="retrained", codes="as stored", sha256="b")
     assert quality._same(row, kept)
     assert not quality._same(row, changed)
+
+
+def test_a_changed_plan_is_measured_again(tmp_path: Path) -> None:
+    """A row belongs to a plan, not to its name."""
+    baseline = tmp_path / "fp32.txt"
+    baseline.write_text("x\n")
+    search = SearchOptions(beam=1)
+    work = quality.Workload(
+        model=tmp_path, data=tmp_path, work=tmp_path, baseline=baseline, search=search, limit=None
+    )
+    quality.Table(tmp_path / "t.json", work).add({"setting": "a", "codes": "greedy", "sha256": "1"})
+    again = quality.Table(tmp_path / "t.json", work)
+    assert again.get(quality.Setting(name="a", codes="greedy", sha256="1")) is not None
+    assert again.get(quality.Setting(name="a", codes="greedy", sha256="2")) is None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import word_bits
-from relay_passes.bit_plan import FLOAT_BITS, decode_plan
+from relay_passes.bit_plan import FLOAT_BITS, decode_plan, plan_hash
 
 COUNTS = (1e6 / np.arange(1, 3201) ** 1.1).astype(np.int64)
 
@@ -36,4 +36,5 @@ def test_only_the_words_are_quantized(tiny_model: Path, tmp_path: Path) -> None:
         plan = decode_plan(row.plan.plan.read_bytes())
         assert {entry.quantizer for entry in plan.words} == {"greedy"}
         assert plan.words
+        assert row.sha256 == plan_hash(plan)
         assert {entry.bits for entry in plan.blocks} == {FLOAT_BITS}
