@@ -159,7 +159,8 @@ def _save_random_encoder(architecture: str, folder: Path, changes: dict[str, Any
 def compiled_encoder(
     encoder_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """``compiled_encoder("BertModel", "fp32", pooling=PoolingOptions(...))``: the artifact, made once."""
+    """``compiled_encoder("BertModel", "fp32", pooling=PoolingOptions(...))``: for this CPU, made once."""
+    from targets import detect_host
     from tvmq import api
     from tvmq.options import CompileOptions, PlanOptions
 
@@ -170,8 +171,8 @@ def compiled_encoder(
         key = f"{architecture} {preset} {sorted(options.items())}"
         if key not in made:
             path = folder / f"{len(made)}.tvmq"
-            plan = PlanOptions(preset=preset)
-            api.compile(encoder_model(architecture), path, CompileOptions(plan=plan, **options))
+            facts = {"plan": PlanOptions(preset=preset), "isa_levels": (detect_host()[0],), **options}
+            api.compile(encoder_model(architecture), path, CompileOptions(**facts))
             made[key] = path
         return made[key]
 

@@ -22,6 +22,7 @@ Status = Literal["ok", "optional", "missing"]
 OLDEST_PYTHON = (3, 11)
 COMPILE_BYTES = 4 << 30
 """Available memory below which compiling a Transformer-base model is likely to swap."""
+TOKENIZERS = {"sentencepiece": "translation models", "tokenizers": "encoders"}
 EXTRAS = {
     "compile": ("torch", "compile a model"),
     "eval": ("sacrebleu", "BLEU and chrF"),
@@ -86,6 +87,7 @@ def diagnose() -> tuple[Check, ...]:
     return (
         _python(),
         *(_pinned(name, wanted) for name, wanted in PINS.items()),
+        *(_tokenizer(name, models) for name, models in TOKENIZERS.items()),
         *_own_packages(),
         _compiler(),
         _cpu(),
@@ -107,6 +109,14 @@ def _pinned(distribution: str, wanted: str) -> Check:
         return Check(name=distribution, status="ok", found=wanted)
     fix = pip_command(f"{distribution}=={wanted}")
     return Check(name=distribution, status="missing", found=found or "not installed", fix=fix)
+
+
+def _tokenizer(distribution: str, models: str) -> Check:
+    found = installed_version(distribution)
+    if found is None:
+        fix = pip_command(distribution)
+        return Check(name=distribution, status="missing", found=f"not installed ({models} need it)", fix=fix)
+    return Check(name=distribution, status="ok", found=f"{found} ({models})")
 
 
 def _own_packages() -> Iterator[Check]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tvmq import installation
+from tvmq import diagnosis, installation
 from tvmq.diagnosis import Check, diagnose, healthy
 from tvmq.errors import MissingToolError
 
@@ -66,6 +66,14 @@ def test_a_foreign_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_refused_level_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("targets.refused_host", lambda: ["x86_64_v4_amx"])
     assert row("CPU").found.endswith("; the system refuses x86_64_v4_amx")
+
+
+def test_tokenizers_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert row("tokenizers").status == "ok"
+    monkeypatch.setattr(diagnosis, "installed_version", lambda name: None)
+    assert row("sentencepiece").found == "not installed (translation models need it)"
+    assert row("tokenizers").fix == "pip install 'tokenizers'"
+    assert not healthy(diagnose())
 
 
 def test_no_compiler_is_a_row_not_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
