@@ -46,8 +46,8 @@ class BlockLayout:
             raise ValueError(f"mantissas of {self.bits} bits, expected 2 to {MANTISSA_BITS + 1}")
         if self.width < 1 or self.width % LANES:
             raise ValueError(f"rows of {self.width} columns, expected a multiple of {LANES}")
-        whole = self.block % TILE_COLUMNS == 0 and self.width % self.block == 0
-        if self.block < 1 or not (whole or self.block == self.width):
+        tiles = self.block > 0 and self.block % TILE_COLUMNS == 0 and self.width % self.block == 0
+        if not (tiles or self.block == self.width):
             raise ValueError(
                 f"blocks of {self.block} columns do not fit rows of {self.width}: expected a multiple of "
                 f"{TILE_COLUMNS} that divides the row, or the whole row"

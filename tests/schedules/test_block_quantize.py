@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requantization of int32 rows, with GELU, ReLU or heads of their own exponents, on every level."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schedules.block_dequantize import block_dequantize
+from schedules.block_dequantize import reference as float_reference
+from schedules.block_format import BlockLayout, values_of
+from schedules.block_quantize import BlockQuantizeSpec, block_quantize, reference
+from schedules.integer_tables import gelu_table
+
+
+@pytest.mark.parametrize(
+    ("activation", "width", "block", "heads", "bits"),
+    [("gelu", 128, 64, 1, 8), ("", 96, 96, 3, 8), ("relu", 48, 48, 1, 4), ("", 768, 64, 12, 8)],
+)
+def test_kernel_equals_reference(
+    build: Any, kernel_level: Any, activation: Any, width: int, block: int, heads: int, bits: int
+) -> None:
+    rng = np.random.default_rng(width)
+    layout = BlockLayout(width=width, block=block, bits=bits)
+    spec = BlockQuantizeSpec(layout=layout, source_groups=heads, activation=activation)
+    exponents = rng.integers(-20, -15, (5, heads)).astype(np.int32)
+    each = np.repeat(exponents, width // heads, axis=1)
+    y = np.rint(3 * rng.standard_normal((5, width)) / 2.0**each).astype(np.int32)
+    y[0], y[1, 0] = 0, -(1 << 30)
+    wanted = reference(y, exponents, spec)
+    inputs = [y, exponents, *([gelu_table()] if activation == "gelu" else [])]
+    shapes = (((5, layout.padded), np.int8), ((5, layout.groups), np.int32))
+    found = build(block_quantize(spec, kernel_level.kernel_isa), kernel_level)(inputs, *shapes)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_array_equal(found[1], wanted[1])
+    if not activation:
+        error = np.abs(values_of(*wanted, layout) - np.ldexp(y.astype(float), each))
+        step = np.repeat(2.0 ** wanted[1].astype(float), block, axis=1)
+        assert (error <= step * 0.51 + 2.0 ** exponents.max(axis=1, keepdims=True)).all()
+
+
+def test_blocks_become_floats(build: Any, kernel_level: Any) -> None:
+    rng = np.random.default_rng(3)
+    layout = BlockLayout(width=96, block=96)
+    mantissas = rng.integers(-127, 128, (4, layout.padded)).astype(np.int8)
+    exponents = rng.integers(-30, 5, (4, 1)).astype(np.int32)
+    channels = rng.integers(-3, 4, 96).astype(np.int8)
+    (found, *_) = build(block_dequantize(layout), kernel_level)(
+        [mantissas, exponents, channels], ((4, 96), np.float32)
+    )
+    np.testing.assert_array_equal(found, float_reference(mantissas, exponents, channels, layout))
+
+
+def test_refusals() -> None:
+    layout = BlockLayout(width=64, block=64)
+    with pytest.raises(ValueError, match="needs rows with one exponent"):
+        BlockQuantizeSpec(layout=layout, source_groups=2, activation="gelu")
+    with pytest.raises(ValueError, match="do not fit vectors"):
+        BlockQuantizeSpec(layout=layout, source_groups=8)
