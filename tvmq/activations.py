@@ -142,16 +142,9 @@ class ActivationRecorder:
             outputs={name: g.numpy() for (kind, name), g in gradients.items() if kind == "outputs"},
             lookups={name: g.numpy() for (kind, name), g in gradients.items() if kind == "lookups"},
             rows={name: found.numpy() for name, found in places.items()},
-            frequencies=_frequencies(samples, self._vocabulary),
+            frequencies=samples.counts(self._vocabulary),
             predicted=predicted,
         )
-
-
-def _frequencies(samples: Samples, vocabulary: int) -> np.ndarray:
-    counts = np.zeros(vocabulary, np.int64)
-    for sample in samples:
-        counts += np.bincount((*sample.source, *sample.target), minlength=vocabulary)
-    return counts
 
 
 @contextmanager

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,13 +18,21 @@ from relay_passes.bit_plan import FLOAT_BITS, SCHEMA, BitPlan, BlockBits, WordBi
 
 from .allocation import Choice, Item, Solution, pareto, solve
 from .errors import InputError
-from .families.family import TensorInfo
+from .families.family import TensorInfo, decodes
 from .sensitivity_table import Coding, Sensitivities, UnitSensitivity
 from .size import entry_bytes
 from .timing import Timing
-from .word_bits import Clusters, WordCurve, algorithm1_clusters, optimal_clusters, word_curve
+from .word_bits import (
+    Clusters,
+    WordCurve,
+    algorithm1_clusters,
+    lookup_curve,
+    optimal_clusters,
+    word_curve,
+)
 
 Words = Literal["optimum", "algorithm1"]
+CurveOf = Callable[[Sequence[int], Sequence[int], NDArray[np.float64], NDArray[np.integer]], WordCurve]
 RATIOS = (1.0, 2.0, 4.0, 8.0)
 """Ratios of Algorithm 1 that are offered: those of the paper."""
 PER_BIT = 0.28
@@ -41,7 +49,7 @@ class Budget:
 
     Attributes:
         bytes: planes, scales, offsets and orders of all planned matrices.
-        ms: milliseconds per output token in them.
+        ms: milliseconds per token in them.
     """
 
     bytes: float = math.inf
@@ -54,8 +62,8 @@ class Allocation:
 
     Attributes:
         plan: the bits.
-        damage: expected KL per token of each tensor, by name.
-        ms: expected milliseconds per output token of each tensor.
+        damage: expected loss of each tensor, by name, in the sensitivities' measure.
+        ms: expected milliseconds per token of each tensor.
         solution: totals and the Lagrangian bound.
         curve: the best totals at other sizes.
     """
@@ -97,6 +105,7 @@ def allocate(
     """
     timing, coding = timing or Timing(), coding or sensitivities.coding
     known = sensitivities.by_tensor()
+    curve = word_curve if decodes(tensors) else lookup_curve
     items = [
         _item(
             info,
@@ -106,6 +115,7 @@ def allocate(
             (fixed or {}).get(info.name, None),
             frequencies,
             words,
+            curve,
         )
         for info in tensors
     ]
@@ -132,14 +142,17 @@ def expected_damage(
     units: Sequence[UnitSensitivity],
     clusters: Clusters,
     frequencies: NDArray[np.integer] | None,
+    *,
+    looked_up: bool = False,
 ) -> float:
-    """KL per token that is expected of ``info`` stored as ``clusters``.
+    """The loss that is expected of ``info`` stored as ``clusters``.
 
     Args:
         info: the matrix.
         units: what was measured on it, rows ascending.
         clusters: (rows, bits), most frequent words first; one pair for a whole matrix.
         frequencies: counts per word; needed for more than one cluster.
+        looked_up: the rows of tables are only looked up, as in models without a decoder.
 
     Raises:
         InputError: more than one cluster and no counts for these words.
@@ -155,7 +168,7 @@ def expected_damage(
     known = sorted({*widths, *(bits for _, bits in clusters)})
     wider = np.array([[_extended(widths, column, bits) for column in damage.T] for bits in known])
     ends = np.cumsum([unit.rows for unit in units]).tolist()
-    return word_curve(ends, known, wider, frequencies).of(clusters)
+    return (lookup_curve if looked_up else word_curve)(ends, known, wider, frequencies).of(clusters)
 
 
 def _measured(units: Sequence[UnitSensitivity]) -> tuple[list[int], NDArray[np.float64]]:
@@ -173,6 +186,7 @@ def _item(
     fixed: int | None,
     frequencies: NDArray[np.integer] | None,
     words: Words,
+    curve_of: CurveOf,
 ) -> Item:
     rows = info.shape[0]
     widths, damage = _measured(units)
@@ -184,7 +198,7 @@ def _item(
         expected = damage.sum(1).tolist()
     else:
         ends = np.cumsum([unit.rows for unit in units]).tolist()
-        curve = word_curve(ends, widths, damage, frequencies)
+        curve = curve_of(ends, widths, damage, frequencies)
         cuts = _word_cuts(info, curve, coding, words)
         expected = [curve.of(cut) for cut in cuts]
     sizes = [entry_bytes(_entry(info, cut, coding), info.shape) for cut in cuts]

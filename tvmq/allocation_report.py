@@ -10,7 +10,7 @@ from typing import Any
 from .allocated_plan import Allocation
 from .block_scores import BlockScores
 from .model_plan import PlanReport
-from .sensitivity_table import Sensitivities
+from .sensitivity_table import KL_PER_TOKEN, Sensitivities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,16 +29,21 @@ class AllocationReport:
     allocation: Allocation | None = None
     scores: BlockScores | None = None
 
+    @property
+    def measure(self) -> str:
+        """What losses are, in words."""
+        return self.sensitivities.measure if self.sensitivities else KL_PER_TOKEN
+
     def damage_by_block(self) -> dict[str, float]:
-        """Expected KL per token of each block's chosen bits."""
+        """Expected loss of each block's chosen bits."""
         return self._by_block(self.allocation.damage if self.allocation else {})
 
     def ms_by_block(self) -> dict[str, float]:
-        """Expected milliseconds per output token of each block."""
+        """Expected milliseconds per token of each block."""
         return self._by_block(self.allocation.ms if self.allocation else {})
 
     def measured_by_block(self) -> dict[str, dict[int, float]]:
-        """KL of each block at each width, as the sum over its units: Table 1 by KL."""
+        """Loss of each block at each width, as the sum over its units: Table 1 by KL."""
         found: dict[str, dict[int, float]] = {}
         for unit in self.sensitivities.units if self.sensitivities else ():
             row = found.setdefault(unit.block, {})
@@ -62,10 +67,11 @@ class AllocationReport:
     def to_json(self) -> dict[str, Any]:
         """The object that ``tvmq plan --json`` prints."""
         value: dict[str, Any] = {
+            "measure": self.measure,
             "sensitivity": {
                 block: {str(bits): kl for bits, kl in row.items()}
                 for block, row in self.measured_by_block().items()
-            }
+            },
         }
         if self.scores is not None:
             value["bleu"] = self.scores.to_json()

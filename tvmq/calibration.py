@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -231,6 +231,7 @@ def calibrate(
     samples: Sequence[Sample],
     *,
     fisher: bool = False,
+    counted: Samples | None = None,
     jobs: int | None = None,
     threads: int = 1,
     progress: Progress = no_progress,
@@ -242,6 +243,7 @@ def calibrate(
         samples: with targets for models that translate, whose decoder reads the true ones.
         fisher: also go backward once, from outputs drawn from the model, for the squared gradients: target
             tokens, labels of a head, or embeddings with Gaussian noise.
+        counted: more samples, whose tokens are counted instead.
         jobs: processes; None takes ``joblib.parallel_config`` or one. The result does not depend on it.
         threads: threads of each process.
         progress: called with sentences done.
@@ -269,6 +271,8 @@ def calibrate(
         progress("calibrate", min(first + CHUNK, len(table)), len(table))
     _recorders.clear()
     assert total is not None
+    if counted is not None:
+        total = replace(total, frequencies=counted.counts(len(total.frequencies)))
     return _means(total, digest, len(table))
 
 
@@ -292,6 +296,14 @@ def calibration_of(model: Path, path: Path | None, plan: BitPlan) -> Calibration
     calibration = Calibration.read(path)
     calibration.check_model(checkpoint.sha256, str(model))
     return calibration
+
+
+def word_counts(
+    checkpoint: Checkpoint, given: NDArray[np.integer] | None, calibration: Calibration | None
+) -> NDArray[np.integer] | None:
+    """Counts per word: those ``given``, else the model folder's, else those of the calibration text."""
+    counts = checkpoint.frequencies() if given is None else given
+    return calibration.frequencies if counts is None and calibration is not None else counts
 
 
 def _means(total: Sums, digest: str, sentences: int) -> Calibration:

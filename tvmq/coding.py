@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from relay_passes.bit_plan import BitPlan
 from schedules.packing import BitPlanes, WordPlanes
 
-from .calibration import Calibration
+from .calibration import Calibration, word_counts
 from .checkpoint import Checkpoint
 from .coded_checkpoint import coded_folder, fill_coded, narrowed
 from .errors import UsageError
@@ -77,7 +77,8 @@ def quantize_checkpoint(
         model: Hugging Face folder (config.json, safetensors, tokenizer files).
         output: folder to write; it appears complete or not at all.
         plan: bits of every tensor.
-        frequencies: occurrences of each word, for bits by word; by default those in the model folder.
+        frequencies: occurrences of each word, for bits by word; by default those in the model folder
+            or of the calibration.
         calibration: of this model, for quantizers that go by it.
         force: replace an existing coded checkpoint.
         progress: told of every phase.
@@ -98,7 +99,7 @@ def quantize_checkpoint(
         plan.validate({info.name: info.shape for info in infos})
         stored = family.sources(checkpoint)  # refuses what does not fit
         progress("read", 1, 1)
-        counts = checkpoint.frequencies() if frequencies is None else frequencies
+        counts = word_counts(checkpoint, frequencies, calibration)
         planes = quantize_model(checkpoint, plan, counts, progress, calibration)
         progress("write", 0, 1)
         rest = {name: place for name, place in sorted(stored.items()) if name not in planes}

@@ -26,7 +26,7 @@ from .assembly import (
     stored_bits,
     tool_versions,
 )
-from .calibration import Calibration
+from .calibration import Calibration, word_counts
 from .checkpoint import Checkpoint
 from .errors import InputError, UsageError
 from .families import get_family
@@ -64,7 +64,8 @@ def compile_checkpoint(
         model: Hugging Face folder (config.json, safetensors, tokenizer files).
         output: folder to write; it appears complete or not at all.
         plan: bits of every tensor, see ``tvmq.planning``.
-        frequencies: occurrences of each word, for bits by word; by default those in the model folder.
+        frequencies: occurrences of each word, for bits by word; by default those in the model folder
+            or of the calibration.
         calibration: of this model, for quantizers that go by it.
         target: an ISA level, or ``host`` or ``x86-64``.
         tables: int8 lookup tables, or exact FP32 ones.
@@ -93,7 +94,7 @@ def compile_checkpoint(
             pipeline.make_dump_folder(dump_ir)
         graphs = job.graphs(family.export(loaded))
         clock.start("quantize")
-        counts = checkpoint.frequencies() if frequencies is None else frequencies
+        counts = word_counts(checkpoint, frequencies, calibration)
         common = pipeline.run(graphs, pipeline.common_phases(plan), levels[0].to_tvm(), dump_ir)
         state = loaded.state_dict()
         body = None

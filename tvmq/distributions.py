@@ -8,25 +8,15 @@ squared distance: for embeddings of unit length 1 - cosine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KL = "KL in nats"
-COSINE = "1 - cosine"
-DISTANCE = "half the squared distance"
-
 
 class Distribution(Protocol):
     """One distribution for each row of a model's outputs [rows, width]."""
-
-    @property
-    def unit(self) -> str:
-        """What ``divergence`` is, in words."""
-        ...
 
     def of(self, outputs: Tensor) -> Tensor:
         """The form of outputs that the other functions take, and that is kept of the unchanged model."""
@@ -44,11 +34,8 @@ class Distribution(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class Categorical:
     """One of the labels; outputs are logits, kept as log-probabilities."""
-
-    unit: str = KL
 
     def of(self, outputs: Tensor) -> Tensor:
         return torch.log_softmax(outputs, -1)
@@ -60,11 +47,8 @@ class Categorical:
         return p.gather(1, torch.multinomial(p.detach().exp(), 1, generator=generator)).sum()
 
 
-@dataclass(frozen=True, slots=True)
 class Bernoulli:
     """Each label on its own; outputs are logits, kept as they are."""
-
-    unit: str = KL
 
     def of(self, outputs: Tensor) -> Tensor:
         return outputs
@@ -79,11 +63,8 @@ class Bernoulli:
         return F.logsigmoid(torch.where(drawn, p, -p)).sum()
 
 
-@dataclass(frozen=True, slots=True)
 class Gaussian:
     """Means of unit variance; outputs are kept as they are."""
-
-    unit: str = DISTANCE
 
     def of(self, outputs: Tensor) -> Tensor:
         return outputs

@@ -22,7 +22,7 @@ from .allocated_plan import Allocation, Budget, allocate
 from .allocation_report import AllocationReport
 from .block_bleu import measure_block_bleu
 from .block_scores import BlockScores
-from .calibration import calibrate
+from .calibration import Calibration, calibrate, word_counts
 from .checkpoint import Checkpoint, read_frequencies
 from .errors import UsageError
 from .families import TensorInfo, get_family
@@ -36,9 +36,11 @@ from .sensitivity import measure_sensitivities
 from .sensitivity_table import Coding, Sensitivities
 from .size import FLOAT_BYTES
 from .tasks import get_task
-from .timing import Timing, read_times
+from .timing import Timing, timing_of
 
 CALIBRATION_SENTENCES = 500
+COUNTED_LINES = 50_000
+"""Lines of the calibration text whose words are counted where the model folder has no counts."""
 CALIBRATION_SUFFIX = ".safetensors"
 """A calibration of this suffix is a finished one, any other is text."""
 
@@ -67,7 +69,7 @@ def allocate_model(
             tensors=tensors,
             options=options,
             fixed=overridden_bits(tensors, options.overrides),
-            frequencies=_frequencies(checkpoint, options),
+            frequencies=_frequencies(checkpoint, options, calibration),
             calibration=calibration,
             progress=progress,
         )
@@ -83,7 +85,7 @@ class _Run:
     tensors: list[TensorInfo]
     options: AllocationOptions
     fixed: Mapping[str, int]
-    frequencies: NDArray[np.int64] | None
+    frequencies: NDArray[np.integer] | None
     calibration: Path | None
     progress: Progress
 
@@ -196,9 +198,7 @@ def _check(options: AllocationOptions) -> None:
     for name, value in limits.items():
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UsageError(f"{name} {value:g}: expected a number above 0")
-    if not (
-        _has_budget(options) or options.save_sensitivities or options.save_calibration or options.bleu
-    ):
+    if not (_has_budget(options) or options.save_sensitivities or options.save_calibration or options.bleu):
         raise UsageError(
             "how large may the plan be? give --bits, --size-mb or --ms (or only measure, with "
             "--save-sensitivities FILE, --save-calibration FILE or --bleu PAIRS.tsv)"
@@ -218,10 +218,13 @@ def _check(options: AllocationOptions) -> None:
         raise UsageError("--save-calibration needs the text to calibrate on: --calibration TEXT.tsv")
 
 
-def _frequencies(checkpoint: Checkpoint, options: AllocationOptions) -> NDArray[np.int64] | None:
+def _frequencies(
+    checkpoint: Checkpoint, options: AllocationOptions, calibration: Path | None
+) -> NDArray[np.integer] | None:
+    given = None
     if options.frequencies:
-        return read_frequencies(options.frequencies, checkpoint.config.get("vocab_size"))
-    return checkpoint.frequencies()
+        given = read_frequencies(options.frequencies, checkpoint.config.get("vocab_size"))
+    return word_counts(checkpoint, given, Calibration.read(calibration) if calibration else None)
 
 
 def _calibration(model: Path, options: AllocationOptions, scratch: Path, progress: Progress) -> Path | None:
@@ -231,9 +234,17 @@ def _calibration(model: Path, options: AllocationOptions, scratch: Path, progres
         return given
     if options.sensitivities and options.rounds == 1 and not options.save_calibration:
         return None
-    samples = _read(model, given, CALIBRATION_SENTENCES)
+    counted = CALIBRATION_SENTENCES if Checkpoint.open(model).frequencies() is not None else COUNTED_LINES
+    samples = _read(model, given, counted)
     path = options.save_calibration or scratch / "calibration.safetensors"
-    calibrate(model, samples, jobs=options.jobs or usable_cores(), progress=progress).write(path)
+    made = calibrate(
+        model,
+        samples[:CALIBRATION_SENTENCES],
+        counted=samples,
+        jobs=options.jobs or usable_cores(),
+        progress=progress,
+    )
+    made.write(path)
     return path
 
 
@@ -255,13 +266,7 @@ def _read(model: Path, text: Path, limit: int) -> Samples:
 
 
 def _timing(options: AllocationOptions, tensors: Sequence[TensorInfo], found: Sensitivities) -> Timing:
-    tokens = found.tokens / found.sentences
-    if options.times is None:
-        return Timing(sentence_tokens=tokens)
-    weights: dict[str, int] = {}
-    for info in tensors:
-        weights[info.block] = weights.get(info.block, 0) + math.prod(info.shape)
-    return read_times(options.times, weights, tokens)
+    return timing_of(tensors, found.tokens / found.sentences, options.times)
 
 
 def _budget(options: AllocationOptions, tensors: Sequence[TensorInfo], other_bytes: int) -> Budget:

@@ -42,7 +42,7 @@ class PlanReport:
     plan: BitPlan
     size: SizeReport
     widths: dict[str, str]
-    frequencies: NDArray[np.int64] | None = field(default=None, compare=False)
+    frequencies: NDArray[np.integer] | None = field(default=None, compare=False)
 
     @property
     def fp32_bytes(self) -> int:
@@ -101,7 +101,7 @@ def report_plan(
     checkpoint: Checkpoint,
     tensors: list[TensorInfo],
     plan: BitPlan,
-    frequencies: NDArray[np.int64] | None,
+    frequencies: NDArray[np.integer] | None,
 ) -> PlanReport:
     """A plan of ``tensors``, which are all the matrices of ``checkpoint``, with its predicted size."""
     return PlanReport(

@@ -72,9 +72,7 @@ def quantize_model(
     return result
 
 
-def moments_for(
-    entry: BlockBits | WordBits, calibration: Calibration | None
-) -> NDArray[np.float32] | None:
+def moments_for(entry: BlockBits | WordBits, calibration: Calibration | None) -> NDArray[np.float32] | None:
     """float32[k, k] for an entry whose quantizer needs it; None for any other, or without a calibration."""
     if calibration is None or entry.quantizer not in NEED_MOMENTS:
         return None
@@ -168,6 +166,6 @@ def word_order(plan: BitPlan, frequencies: NDArray[np.integer] | None) -> NDArra
     if frequencies is None:
         raise InputError(
             "the plan gives words bits by frequency, but there are no token frequencies: put token_freq.tsv "
-            "in the model folder, or give --frequencies FILE or --text FILE"
+            "in the model folder, or give --frequencies FILE, --text FILE or the plan's --calibration FILE"
         )
     return frequency_order(frequencies)

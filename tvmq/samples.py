@@ -140,6 +140,11 @@ class Samples(Sequence[Sample]):
         """Tokens of the longer side of each sample."""
         return np.maximum(self._source.lengths(), self._target.lengths())
 
+    def counts(self, vocabulary: int) -> NDArray[np.int64]:
+        """How often each of ``vocabulary`` token ids occurs on both sides."""
+        ids = np.concatenate([self._source.ids, self._target.ids])
+        return np.bincount(ids, minlength=vocabulary).astype(np.int64)
+
     def take(self, rows: NDArray[np.intp]) -> Samples:
         """The samples numbered ``rows``."""
         taken = Samples()
@@ -209,9 +214,7 @@ def batches(
         yield table.batch(rows, pad_id)
 
 
-def batch_rows(
-    lengths: NDArray[np.int64], tokens: int, *, seed: int | None = None
-) -> list[NDArray[np.intp]]:
+def batch_rows(lengths: NDArray[np.int64], tokens: int, *, seed: int | None = None) -> list[NDArray[np.intp]]:
     """Which samples, of these lengths, share a batch; see ``batches``."""
     generator = np.random.default_rng(seed) if seed is not None else None
     order = generator.permutation(len(lengths)) if generator else np.arange(len(lengths))

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much the output suffers when one matrix, or one cluster of words, is stored in q bits.
 
-Every unit is quantized alone, the FP32 model reads the sample sentences with their known targets once more,
-and the mean KL(p_FP32 || p_q) per target token is the unit's damage: Table 1 of Chung et al. 2020 for each
-matrix instead of each block, by KL instead of BLEU. The sweep runs through ``joblib.Parallel``, so
-``joblib.parallel_config`` points it at any backend.
+Every unit is quantized alone, the FP32 model reads the samples once more (translations with their known
+targets), and the mean KL(p_FP32 || p_q) per target token is the unit's damage: Table 1 of Chung et al. 2020
+for each matrix instead of each block, by KL instead of BLEU. Encoders have it per text or per labelled token;
+for embeddings it is 1 - cosine, the KL of Gaussians of unit variance around them. The sweep runs through
+``joblib.Parallel``, so ``joblib.parallel_config`` points it at any backend.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .quantizers import NEED_MOMENTS, quantizer_names
 from .samples import Samples
 from .sensitivity_table import SCHEMA, Coding, Sensitivities, UnitSensitivity
 from .size import planes_bytes
+from .tasks import get_task
 from .word_bits import frequency_order
 
 if TYPE_CHECKING:
@@ -77,7 +79,8 @@ def samples_sha256(samples: Samples) -> str:
     """The hash over all token ids."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(np.asarray([len(sample.source), *sample.source, *sample.target], np.int64).tobytes())
+        ids = (*sample.source, *sample.target, *sample.types)
+        digest.update(np.asarray([len(sample.source), *ids], np.int64).tobytes())
     return digest.hexdigest()
 
 
@@ -97,7 +100,7 @@ def measure_sensitivities(
 
     Args:
         model: the folder.
-        samples: sentence pairs; a hundred or two are enough.
+        samples: sentence pairs, of which a hundred or two are enough, or texts for an encoder.
         coding: how to quantize.
         calibration: a file of ``Calibration.write``, for quantizers that go by the inputs' second moments.
         widths: bits to measure.
@@ -109,15 +112,13 @@ def measure_sensitivities(
         progress: called with units done of all.
 
     Raises:
-        InputError: the model cannot be read or the samples hold no target.
+        InputError: the model cannot be read or the samples hold no target to translate to.
         MissingToolError: joblib or torch is not installed.
     """
     require("joblib", "plan")
     require("torch", "compile")
     from joblib import Parallel, delayed
 
-    if not any(sample.target for sample in samples):
-        raise InputError("the samples hold no target tokens to compare the output at")
     if not widths or min(widths) < 1 or max(widths) > 8:
         raise UsageError(f"widths {list(widths)} cannot be measured (expected 1 to 8 bits)")
     if coding.quantizer not in quantizer_names():
@@ -128,6 +129,8 @@ def measure_sensitivities(
     elif coding.quantizer in NEED_MOMENTS:
         raise UsageError(f"the quantizer {coding.quantizer} needs a calibration: give --calibration FILE")
     family = get_family(checkpoint.config)
+    if family.task == "translate" and not any(sample.target for sample in samples):
+        raise InputError("the samples hold no target tokens to compare the output at")
     infos = {info.name: info for info in family.tensors(family.read_config(checkpoint.config))}
     units = units_of(infos.values(), by_word=frequencies is not None)
     order = None if frequencies is None else frequency_order(frequencies)
@@ -155,10 +158,11 @@ def measure_sensitivities(
         model_sha256=checkpoint.sha256,
         samples_sha256=digest,
         sentences=len(samples),
-        tokens=sum(len(sample.target) for sample in samples),
+        tokens=sum(len(sample.target or sample.source) for sample in samples),
         around="" if around is None else plan_hash(around),
         coding=coding,
         units=tuple(found),
+        measure=get_task(family.task).measure(family.read_config(checkpoint.config)),
     )
 
 

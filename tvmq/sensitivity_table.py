@@ -21,6 +21,9 @@ from .families.family import TensorInfo
 from .store import atomic_write, read_bytes
 
 SCHEMA = 1
+KL_PER_TOKEN = "KL per token"
+"""Measure of files that name none."""
+_MAX_MEASURE = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,8 @@ class UnitSensitivity:
         first: frequency rank of the first row for words; 0 for a whole matrix.
         rows: number of rows.
         bits: the measured widths, ascending.
-        kl: what the width adds to the mean KL(p_FP32 || p_q) per target token in nats, one per width.
+        kl: what the width adds to the mean KL(p_FP32 || p_q) in nats, or to another measure of the table; one
+            per width.
         error: squared error over squared norm of the outputs where there is a calibration, else of the rows;
             one per width.
         bytes: planes, scales and offsets, one per width.
@@ -101,10 +105,11 @@ class Sensitivities:
         model_sha256: ``Checkpoint.sha256`` of the model.
         samples_sha256: the sample sentences as token ids.
         sentences: how many sample sentences were read.
-        tokens: target tokens that the means run over.
+        tokens: target tokens, or those of an encoder's texts.
         around: where the other matrices stood meanwhile: ``plan_hash`` of a plan, or "" for FP32.
         coding: how the tensors were quantized.
         units: matrices in the order of the model, words by frequency rank.
+        measure: what ``kl`` is and its means run over, in words: KL (in nats) per token, 1 - cosine per text.
     """
 
     schema: int
@@ -115,8 +120,11 @@ class Sensitivities:
     around: str
     coding: Coding
     units: tuple[UnitSensitivity, ...]
+    measure: str = KL_PER_TOKEN
 
     def __post_init__(self) -> None:
+        if not (self.measure.isprintable() and 1 <= len(self.measure) <= _MAX_MEASURE):
+            raise ValueError(f"the measure must be printable text of 1 to {_MAX_MEASURE} characters")
         if self.schema != SCHEMA:
             raise ValueError(f"the file has schema {self.schema}, expected {SCHEMA}; measure again")
 
@@ -185,6 +193,7 @@ def decode_sensitivities(data: bytes) -> Sensitivities:
         around=raw.around,
         coding=Coding(**msgspec.structs.asdict(raw.coding)),
         units=tuple(UnitSensitivity(**msgspec.structs.asdict(unit)) for unit in raw.units),
+        measure=raw.measure,
     )
 
 

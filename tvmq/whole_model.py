@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .distributions import COSINE, DISTANCE, Bernoulli, Categorical, Distribution, Gaussian
+from .distributions import Bernoulli, Categorical, Distribution, Gaussian
 from .families import Family, TensorInfo, get_family
 from .pooling import Pooling, read_pooling
 from .samples import Batch
@@ -29,14 +29,12 @@ class WholeModel(Protocol):
         tensors: its quantizable matrices.
         pad_id: token id of padding.
         distribution: what its outputs mean.
-        output: what one row of outputs belongs to, in words.
     """
 
     module: Any
     tensors: list[TensorInfo]
     pad_id: int
     distribution: Distribution
-    output: str
 
     def trial(self) -> tuple[Batch, Mapping[int, Side]]:
         """A small batch without padding, and the side that a sequence of each of its lengths belongs to."""
@@ -66,7 +64,6 @@ class WholeTranslation:
     """Logits of every target token, given the true ones before it."""
 
     distribution: Distribution = Categorical()
-    output = "target token"
 
     def __init__(self, checkpoint: Checkpoint, family: Family) -> None:
         self.module = family.whole(family.load(checkpoint)).eval()
@@ -103,16 +100,13 @@ class WholeEncoder:
         head = self.module.config.head
         self._kind: str = head.kind if head else "embed"
         self._pooling = Pooling() if head else read_pooling(checkpoint.path)
-        self.output = "token" if self._kind == "tag" else "text"
         match head.scores if head else None:
             case "softmax":
                 self.distribution = Categorical()
             case "sigmoid":
                 self.distribution = Bernoulli()
-            case "none":
-                self.distribution = Gaussian(DISTANCE)
             case _:
-                self.distribution = Gaussian(COSINE)
+                self.distribution = Gaussian()
 
     def trial(self) -> tuple[Batch, Mapping[int, Side]]:
         return _trial(2, 0), {2: "source"}

@@ -22,6 +22,8 @@ Clusters = tuple[tuple[int, int], ...]
 KERNEL_ROWS = 64
 """Clusters of the optimum end at multiples of this: kernels work on whole blocks of so many rows."""
 
+PRIOR_SHARE = 0.01
+
 
 class TextEncoder(Protocol):
     """What counting needs of a tokenizer."""
@@ -105,6 +107,34 @@ def word_curve(
     return WordCurve(bits=tuple(bits), damage=curve)
 
 
+def lookup_curve(
+    ends: Sequence[int], bits: Sequence[int], damage: NDArray[np.float64], counts: NDArray[np.integer]
+) -> WordCurve:
+    """As ``word_curve``, for a table whose rows are only looked up: p_v is how often word v is expected.
+
+    Words that the text lacks are expected by Good and Turing: together as often as those that it holds once.
+    A cluster's damage per occurrence is what was measured, drawn to the mean where its words are too rare for
+    that: as if each also had ``PRIOR_SHARE`` of the text with the mean damage.
+    """
+    used = np.sort(np.asarray(counts, np.float64))[::-1]
+    edges = np.array([0, *ends])
+    share, seen = _expected_shares(used), used / max(used.sum(), 1)
+    falling = np.minimum.accumulate(damage, 0)
+    mean = falling.sum(1, keepdims=True)
+    each = (falling + PRIOR_SHARE * mean) / (np.add.reduceat(seen, edges[:-1]) + PRIOR_SHARE)
+    curve = np.cumsum(share * np.repeat(each, np.diff(edges), axis=1), axis=1)
+    return WordCurve(bits=tuple(bits), damage=np.pad(curve, ((0, 0), (1, 0))))
+
+
+def _expected_shares(used: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The part of further text that each word will be, from its counts in falling order."""
+    total, missing, once = used.sum(), int((used == 0).sum()), int((used == 1).sum())
+    if not total:
+        return np.full(len(used), 1 / len(used))
+    unseen = min(once / total, 0.5) if missing else 0.0
+    return np.where(used > 0, used / total * (1 - unseen), unseen / max(missing, 1))
+
+
 def _word_weights(
     edges: NDArray[np.integer], damage: NDArray[np.float64], share: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -152,8 +182,7 @@ def optimal_clusters(
     widths = curve.bits[::-1]
     found = {
         tuple(
-            (sum(int(rows[block]) for block in blocks), widths[width])
-            for width, blocks in _runs(chosen)
+            (sum(int(rows[block]) for block in blocks), widths[width]) for width, blocks in _runs(chosen)
         ): None
         for chosen in levels.tolist()
     }

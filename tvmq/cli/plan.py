@@ -36,10 +36,15 @@ if TYPE_CHECKING:
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The plan.json to write.")]
 Calibration = Annotated[
     Path | None,
-    typer.Option("--calibration", help="Pairs to calibrate on, or an earlier calibration.safetensors."),
+    typer.Option("--calibration", help="Text to calibrate on, or an earlier calibration.safetensors."),
 ]
 PairText = Annotated[
-    Path | None, typer.Option("--text", help="source TAB target lines to measure on [default: --calibration]")
+    Path | None,
+    typer.Option(
+        "--text",
+        help="Text to measure on: source TAB target lines; for encoders a text, or text TAB label "
+        "[default: --calibration]",
+    ),
 ]
 Sentences = Annotated[
     int, typer.Option("--sentences", min=1, help="Lines of the text, and of --bleu, to measure on.")
@@ -63,7 +68,7 @@ SaveCalibration = Annotated[
 ]
 Bits = Annotated[float | None, typer.Option("--bits", help="Mean bits per weight, scales and all.")]
 SizeMb = Annotated[float | None, typer.Option("--size-mb", help="Megabytes of all parameters.")]
-Ms = Annotated[float | None, typer.Option("--ms", help="Milliseconds per output token in the matrices.")]
+Ms = Annotated[float | None, typer.Option("--ms", help="Milliseconds per token in the matrices.")]
 Times = Annotated[Path | None, typer.Option("--times", help="JSON: ms per token by block and width.")]
 Words = Annotated[
     Literal["optimum", "algorithm1"], typer.Option("--words", help="How the words of an embedding are cut.")
@@ -146,14 +151,14 @@ def plan(
 def _tables(report: AllocationReport) -> list[Table | str]:
     tables: list[Table | str] = []
     if report.sensitivities is not None:
-        tables += ["KL per token with one block quantized, by bits", _sensitivity_table(report)]
+        tables += [f"{report.measure} with one block quantized, by bits", _sensitivity_table(report)]
     if report.scores is not None:
         title = f"BLEU with one block quantized, by bits ({report.scores.bleu:.2f} in FP32)"
         tables += [title, _bleu_table(report.scores)]
     if report.planned is not None and report.allocation is not None:
         solution = report.allocation.solution
         facts = {
-            "expected damage": f"{solution.damage:.4f} nats of KL per token, summed over the matrices",
+            "expected damage": f"{solution.damage:.4f} {report.measure}, summed over the matrices",
             "from the optimum": f"at most {solution.gap:.2%} (Lagrangian bound {solution.bound:.4f})",
             "matrices": f"{solution.ms:.2f} ms per token",
         }

@@ -74,5 +74,5 @@ def report(
         "bits per weight": f"{result.bits_per_weight:.2f}",
     }
     if result.loss is not None:
-        rows["expected loss"] = f"{result.loss:.4f} nats of KL per token"
+        rows["expected loss"] = f"{result.loss:.4f} {result.measure}"
     ui.result(result.to_json(), facts_table({"written": str(result.output), **rows}))

@@ -7,9 +7,9 @@ from typing import Any
 
 from tvmq.errors import InputError
 
-from .family import Family, TensorInfo
+from .family import Family, TensorInfo, decodes
 
-__all__ = ["FAMILIES", "Family", "TensorInfo", "get_family", "translation_family"]
+__all__ = ["FAMILIES", "Family", "TensorInfo", "decodes", "get_family", "translation_family"]
 
 FAMILIES = ("bert", "distilbert", "marian", "roberta")
 """Names of the families, which are values of ``model_type``."""

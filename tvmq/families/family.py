@@ -6,7 +6,7 @@ Free of torch, so that planning and inspecting stay cheap; ``load`` and ``export
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -32,6 +32,11 @@ class TensorInfo:
     block: str
     shape: tuple[int, int]
     is_embedding: bool
+
+
+def decodes(tensors: Iterable[TensorInfo]) -> bool:
+    """Whether a model of these matrices has a decoder, so that its word table also scores words."""
+    return any(info.block.startswith("Dec") for info in tensors)
 
 
 class TensorSource(Protocol):

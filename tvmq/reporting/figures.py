@@ -155,18 +155,16 @@ def block_bytes(parts: Mapping[str, Parts]) -> Figure:
     return figure
 
 
-def sensitivity_curves(
-    measured: Mapping[str, Mapping[int, float]], chosen: Mapping[str, tuple[float, float]]
-) -> Figure:
+def sensitivity_curves(losses: Losses, chosen: Mapping[str, tuple[float, float]]) -> Figure:
     """Loss of every block alone at each width, and where the plan's mix of widths puts it.
 
     Args:
-        measured: block -> bits -> KL.
+        losses: measured.
         chosen: block -> (mean bits, expected loss) of the plan.
     """
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     axes = figure.subplots()
-    for i, (block, row) in enumerate(measured.items()):
+    for i, (block, row) in enumerate(losses.measured.items()):
         points = [(bits, kl) for bits, kl in sorted(row.items()) if kl > 0]
         colour = COLOURS[i % len(COLOURS)]
         axes.plot(
@@ -179,7 +177,7 @@ def sensitivity_curves(
                 bits, loss, "D", markersize=9, color=colour, markerfacecolor="none", markeredgewidth=1.6
             )
     axes.plot([], [], "D", color=INK, markerfacecolor="none", markersize=9, label="this plan")
-    _loss_axis(axes)
+    _loss_axis(axes, losses)
     axes.set_xlabel("bits")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(True, axis="y")
@@ -218,7 +216,7 @@ def time_curve(losses: Losses) -> Figure:
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
     axes = figure.subplots()
     _curve(axes, losses.time_curve, losses, lambda point: point.ms)
-    axes.set_xlabel("milliseconds per output token in the matrices")
+    axes.set_xlabel("milliseconds per token in the matrices")
     figure.legend(loc="outside lower center", ncols=5, fontsize=9)
     return figure
 
@@ -244,12 +242,12 @@ def _curve(axes: Axes, curve: Sequence[Point], losses: Losses, cost: Callable[[P
             )  # fmt: skip
         if points is not groups[2][0]:
             _names(axes, shown, below=points is uniform)
-    _loss_axis(axes)
+    _loss_axis(axes, losses)
     axes.grid(True)
 
 
-def _loss_axis(axes: Axes) -> None:
-    axes.set(yscale="log", ylabel="loss (KL per token, nats)")
+def _loss_axis(axes: Axes, losses: Losses) -> None:
+    axes.set(yscale="log", ylabel=f"loss ({printable(losses.measure, 60)})")
     axes.yaxis.set_major_formatter(PLAIN)
     axes.yaxis.set_minor_formatter(NullFormatter())
 

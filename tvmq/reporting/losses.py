@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,12 @@ from relay_passes.bit_plan import BitPlan
 from schedules.packing import BLOCK_ROWS
 from tvmq.allocated_plan import Allocation, Budget, allocate, expected_damage
 from tvmq.errors import InputError, UsageError
-from tvmq.families import TensorInfo
+from tvmq.families import TensorInfo, decodes
 from tvmq.planning import make_plan
 from tvmq.sensitivity_table import Coding, Sensitivities, UnitSensitivity
 from tvmq.size import entry_bytes
-from tvmq.timing import Timing, read_times
+from tvmq.timing import Timing, timing_of
+from tvmq.word_bits import Clusters
 
 from .subject import Matrix, Subject, clusters_of
 
@@ -36,8 +36,8 @@ class Point:
     Attributes:
         name: what to call it; "" on the curve itself.
         bytes: of the whole model.
-        ms: milliseconds per output token in the matrices.
-        loss: expected KL per token.
+        ms: milliseconds per token in the matrices.
+        loss: expected, see ``Losses.measure``.
     """
 
     name: str = ""
@@ -51,7 +51,8 @@ class Losses:
     """Expected losses.
 
     Attributes:
-        measured: block -> bits -> KL of that block alone, the paper's Table 1 by KL.
+        measure: what losses are, in words.
+        measured: block -> bits -> loss of that block alone, the paper's Table 1 by KL.
         by_tensor: of the plan's matrices, by name.
         plan: the plan itself.
         curve: the best plans by size.
@@ -64,6 +65,7 @@ class Losses:
         around: the other matrices were quantized meanwhile.
     """
 
+    measure: str
     measured: Mapping[str, Mapping[int, float]]
     by_tensor: Mapping[str, float]
     plan: Point
@@ -115,7 +117,7 @@ def expected_losses(
         other_bytes=subject.other_bytes,
     )
     by_tensor = {
-        info.name: expected_damage(info, known[info.name], matrix.clusters, model.frequencies)
+        info.name: model.damage(info, matrix.clusters)
         for info, matrix in zip(tensors, subject.matrices, strict=True)
     }
     whole = model.allocate(sensitivities, Budget())
@@ -126,6 +128,7 @@ def expected_losses(
         for bits, kl in zip(unit.bits, unit.kl, strict=True):
             row[bits] = row.get(bits, 0.0) + kl
     return Losses(
+        measure=sensitivities.measure,
         measured=measured,
         by_tensor=by_tensor,
         plan=replace(model.point("this plan", subject.plan), bytes=subject.bytes),
@@ -165,6 +168,11 @@ class _Model:
             timing=self.timing,
         )
 
+    def damage(self, info: TensorInfo, clusters: Clusters) -> float:
+        """The expected loss of one matrix."""
+        known, looked_up = self.known[info.name], not decodes(self.tensors)
+        return expected_damage(info, known, clusters, self.frequencies, looked_up=looked_up)
+
     def point(self, name: str, plan: BitPlan) -> Point:
         """Where a plan of these tensors lies."""
         entries = {entry.tensor: entry for entry in plan.entries()}
@@ -175,7 +183,7 @@ class _Model:
             stored = entry_bytes(entry, info.shape)
             size += stored
             ms += self.timing.ms(info, clusters, stored)
-            loss += expected_damage(info, self.known[info.name], clusters, self.frequencies)
+            loss += self.damage(info, clusters)
         return Point(name=name, bytes=size, ms=ms, loss=loss)
 
     def references(self, widths: Sequence[int]) -> tuple[Point, ...]:
@@ -238,10 +246,4 @@ def _counts(
 def _timing(tensors: Sequence[TensorInfo], sensitivities: Sensitivities, times: Path | None) -> Timing:
     if sensitivities.sentences < 1 or sensitivities.tokens < 1:
         raise InputError("the sensitivities were measured on no sentences; measure again")
-    tokens = sensitivities.tokens / sensitivities.sentences
-    if times is None:
-        return Timing(sentence_tokens=tokens)
-    weights: dict[str, int] = {}
-    for info in tensors:
-        weights[info.block] = weights.get(info.block, 0) + math.prod(info.shape)
-    return read_times(times, weights, tokens)
+    return timing_of(tensors, sensitivities.tokens / sensitivities.sentences, times)

@@ -29,7 +29,23 @@ BLOCKS = {
     "Dec_ffn": "the two large matrices of each decoder layer",
     "Head": "the output layer, which scores every word that could come next",
 }
-"""What the usual blocks do, for a reader who never saw them."""
+"""What the usual blocks of a translator do, for a reader who never saw them."""
+ENCODER_BLOCKS = {
+    "Emb": "the tables of words and of places in the text: one row is read for every word",
+    "Attn": "attention: each word of the text looks at the others",
+    "FFN": "the two large matrices of each layer, applied to each word on its own",
+    "Head": "the last layers, which score the labels",
+}
+"""The same for encoders."""
+MOVED = {
+    "KL per token": "its probabilities for the next token (a word or a piece of one) then moved: the mean KL "
+    "divergence in nats",
+    "KL per labelled token": "its probabilities for the label of each token (a word or a piece of one) then "
+    "moved: the mean KL divergence in nats",
+    "KL per text": "its probabilities for the label of each text then moved: the mean KL divergence in nats",
+    "1 - cosine per text": "the embedding of each text then turned: the mean of 1 - cosine",
+}
+"""How each measure is read; others are named only."""
 _STYLE = """
 :root { color-scheme: light dark; --text: #1b1e24; --back: #fff; --line: #d5d8dd; --soft: #5d636e; }
 @media (prefers-color-scheme: dark) {
@@ -117,7 +133,7 @@ def _headline(subject: Subject, losses: Losses | None) -> str:
         "weights": f"{subject.weights:,} in {len(subject.matrices)} matrices",
     }
     if losses is not None:
-        facts["expected loss"] = f"{losses.plan.loss:.4f} nats of KL per token (0 is the FP32 model)"
+        facts["expected loss"] = f"{losses.plan.loss:.4f} {losses.measure} (0 is the FP32 model)"
     facts |= {"made by": subject.plan.source, **subject.facts}
     rows = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(printable(text, 400))}</dd>" for name, text in facts.items()
@@ -142,7 +158,8 @@ def _headline(subject: Subject, losses: Losses | None) -> str:
 
 def _map(subject: Subject, drawings: Mapping[str, Drawing]) -> str:
     used = dict.fromkeys(matrix.info.block for matrix in subject.matrices)
-    known = "".join(f"<dt>{block}</dt><dd>{BLOCKS[block]}</dd>" for block in used if block in BLOCKS)
+    texts = ENCODER_BLOCKS if "Attn" in used else BLOCKS
+    known = "".join(f"<dt>{block}</dt><dd>{texts[block]}</dd>" for block in used if block in texts)
     return section(
         "map",
         "Where the bits went",
@@ -226,12 +243,12 @@ def _sensitivity(drawings: Mapping[str, Drawing], losses: Losses) -> str:
     ]
     heads = ["1 bit" if bits == 1 else f"{bits} bits" for bits in widths]
     others = "a plan's bits" if losses.around else "FP32"
+    moved = MOVED.get(losses.measure, f"its outputs then moved: {escape(printable(losses.measure))}")
     return section(
         "sensitivity",
         "What each block can bear",
         f"Every matrix was stored in each bit width while all others stayed in {others}, and the model read "
-        f"{losses.sentences:,} sentences. The loss is how far its probabilities for the next token (a word "
-        "or a piece of one) then moved: the mean KL divergence in nats, 0 for not at all, summed over the "
+        f"{losses.sentences:,} sentences. The loss is how far {moved}, 0 for not at all, summed over the "
         "block. A steep or high line is a block that needs its bits; the diamonds are what this plan gives "
         "each block.",
         figure(drawings, "sensitivity"),

@@ -42,7 +42,8 @@ class ReportResult:
         bytes: size of the model.
         bits_per_weight: of its matrices.
         ratio: how many times smaller than FP32.
-        loss: expected KL per token; None without sensitivities.
+        loss: expected; None without sensitivities.
+        measure: what the loss is, in words.
     """
 
     output: Path
@@ -51,6 +52,7 @@ class ReportResult:
     bits_per_weight: float
     ratio: float
     loss: float | None
+    measure: str | None
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``tvmq report --json`` prints."""
@@ -61,6 +63,7 @@ class ReportResult:
             "bits_per_weight": round(self.bits_per_weight, 4),
             "ratio": round(self.ratio, 3),
             "damage": self.loss,
+            "measure": self.measure,
         }
 
 
@@ -112,6 +115,7 @@ def write_report(target: Path, output: Path, options: ReportOptions) -> ReportRe
         bits_per_weight=subject.bits_per_weight,
         ratio=subject.ratio,
         loss=None if losses is None else losses.plan.loss,
+        measure=None if losses is None else losses.measure,
     )
 
 
@@ -189,7 +193,7 @@ def _drawings(
     if losses is not None:
         made["sensitivity"] = (
             "Loss of each block alone by bit width",
-            figures.sensitivity_curves(losses.measured, _chosen(subject, losses)),
+            figures.sensitivity_curves(losses, _chosen(subject, losses)),
         )
         made["size-curve"] = (
             "Expected loss against size",

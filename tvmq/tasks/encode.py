@@ -106,8 +106,20 @@ def _prepare(checkpoint: Checkpoint, config: EncoderConfig, options: PoolingOpti
     )
 
 
+def _measure(config: EncoderConfig) -> str:
+    head = config.head
+    if head is None:
+        return "1 - cosine per text"
+    output = "labelled token" if head.kind == "tag" else "text"
+    return f"{'half the squared distance' if head.scores == 'none' else 'KL'} per {output}"
+
+
 def task() -> TaskEntry:
     """The registry entry."""
     return TaskEntry(
-        name="encode", open_tokenizer=TextTokenizer.open, read_samples=read_text_samples, prepare=_prepare
+        name="encode",
+        open_tokenizer=TextTokenizer.open,
+        read_samples=read_text_samples,
+        measure=_measure,
+        prepare=_prepare,
     )

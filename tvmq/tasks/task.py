@@ -82,10 +82,12 @@ class TaskEntry:
         name: of the task.
         open_tokenizer: folder -> tokenizer; raises InputError.
         read_samples: model folder, text file, ``limit`` of lines -> token ids; raises InputError.
+        measure: checked config -> what sensitivities of such a model are measured in, for people.
         prepare: checkpoint, its checked config, pooling options -> job; raises InputError or UsageError.
     """
 
     name: str
     open_tokenizer: Callable[[Path], TextEncoder]
     read_samples: SampleReader
+    measure: Callable[[Any], str]
     prepare: Callable[[Checkpoint, Any, PoolingOptions], Job]

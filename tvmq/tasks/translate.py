@@ -18,6 +18,7 @@ from tvmq.generation import GenerationDefaults, read_defaults
 from tvmq.manifest import Generated, Manifest, Sinusoidal
 from tvmq.options import PoolingOptions
 from tvmq.samples import read_samples
+from tvmq.sensitivity_table import KL_PER_TOKEN
 from tvmq.tokenizer import MarianTokenizer
 
 from .task import Facts, TaskEntry
@@ -123,5 +124,9 @@ def _check_tokenizer(tokenizer: MarianTokenizer, config: MarianConfig) -> None:
 def task() -> TaskEntry:
     """The registry entry."""
     return TaskEntry(
-        name="translate", open_tokenizer=MarianTokenizer.open, read_samples=read_samples, prepare=_prepare
+        name="translate",
+        open_tokenizer=MarianTokenizer.open,
+        read_samples=read_samples,
+        measure=lambda config: KL_PER_TOKEN,
+        prepare=_prepare,
     )
