@@ -311,7 +311,7 @@ def test_bad_weights_are_named(
 
 def test_unknown_quantizer_lists_the_known() -> None:
     with pytest.raises(
-        ValueError, match="unknown quantizer 'greddy': known are alternating, greedy, hessian, rtn; did"
+        ValueError, match="unknown quantizer 'greddy': known are alternating, greedy, hessian, rtn, weighted; did"
     ):
         get_quantizer("greddy")
 
@@ -319,3 +319,30 @@ def test_unknown_quantizer_lists_the_known() -> None:
 def test_registry_matches_the_folder() -> None:
     files = {path.stem for path in Path(quantizers.__path__[0]).glob("*.py")} - {"__init__", "quantizer"}
     assert files == set(quantizer_names())
+
+
+def test_weighted_codes_care_about_large_inputs() -> None:
+    """Scales by weighted least squares: less output error where columns differ, the same where they do not."""
+    weight = sample("t5", (60, 128))
+    diagonal = np.exp(np.linspace(-4, 4, 128))
+    moments = np.diag(diagonal)
+    plain = quantize("alternating", weight, 2)
+    ours = quantize("weighted", weight, 2, moments=moments)
+    damage = lambda planes: float(((weight - planes.dequantize()) ** 2 * diagonal).sum())  # noqa: E731
+    assert damage(ours) < 0.8 * damage(plain)
+    even = quantize("weighted", weight, 2, moments=np.eye(128))
+    assert error(weight, even) < 1.01 * error(weight, plain)
+
+
+@pytest.mark.parametrize(
+    ("moments", "message"),
+    [
+        (None, "weighted codes need calibration data"),
+        (np.eye(7), r"the moments are \(7, 7\); 8 columns need \(8, 8\)"),
+        (-np.eye(8), "NaN, infinite or negative"),
+        (np.full((8, 8), np.nan), "NaN, infinite or negative"),
+    ],
+)
+def test_bad_moments_of_weighted_codes(moments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quantize("weighted", sample("gauss", (2, 8)), 2, moments=moments)

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 
 from .quantizer import Quantizer
 
-NAMES = ("alternating", "greedy", "hessian", "rtn")
-NEED_MOMENTS = ("hessian",)
+NAMES = ("alternating", "greedy", "hessian", "rtn", "weighted")
+NEED_MOMENTS = ("hessian", "weighted")
 """Names of quantizers that need the second moments of the inputs."""
 
 
@@ -36,6 +36,10 @@ def get_quantizer(name: str) -> Quantizer:
             from .rtn import RoundToNearest
 
             return RoundToNearest()
+        case "weighted":
+            from .weighted import Weighted
+
+            return Weighted()
         case _:
             close = get_close_matches(name, NAMES, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +39,17 @@ class Alternating(RowQuantizer):
     trial_rounds: int = 5
     rounds: int = 15
 
+    def weights(self, form: Form, moments: NDArray[np.floating] | None) -> Floats | None:
+        """How much each column's error counts: float64[groups, m]; None counts all alike."""
+        return None
+
     def solver(self, form: Form, moments: NDArray[np.floating] | None) -> Solver:
+        rounds: dict[str, Any] = {"trial_rounds": self.trial_rounds, "rounds": self.rounds}
+        weights = self.weights(form, moments)
+
         def solve(rows: NDArray[np.float32], taken: Taken) -> SolvedRows:
             groups = rows.reshape(-1, form.group)
-            params = fit(
-                groups, form.bits, form.offset, trial_rounds=self.trial_rounds, rounds=self.rounds
-            )
+            params = fit(groups, form.bits, form.offset, weights=weights, **rounds)
             params[: form.bits] = -np.sort(-params[: form.bits], axis=0)
             params = stored(params, form.scale_dtype)
             return SolvedRows(codes=_assign(groups, params, form), params=params)
