@@ -221,10 +221,8 @@ def plan_hash(plan: BitPlan) -> str:
 def strict_struct(cls: type[Any], **replaced: Any) -> Any:
     """A msgspec struct with ``cls``'s fields, all but ``_OPTIONAL`` required, that refuses unknown ones."""
     hints = get_type_hints(cls) | replaced
-    known: list[Any] = [
-        (f.name, hints[f.name], *((f.default,) if f.name in _OPTIONAL else ())) for f in fields(cls)
-    ]
-    known.sort(key=len)  # fields with a default come last
+    known: list[Any] = [(f.name, hints[f.name]) for f in fields(cls) if f.name not in _OPTIONAL]
+    known += [(f.name, hints[f.name], f.default) for f in fields(cls) if f.name in _OPTIONAL]
     return msgspec.defstruct(f"{cls.__name__} entry", known, forbid_unknown_fields=True)
 
 

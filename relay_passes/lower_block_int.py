@@ -32,6 +32,7 @@ from schedules.integer_storage import (
     row_exponent_arrays,
     table_arrays,
 )
+from schedules.level_packing import TILE_COLUMNS
 from schedules.packing import word_dtype
 from targets.spec import TargetSpec
 
@@ -102,6 +103,10 @@ def matrix_spec(entry: BlockBits, n: int, k: int, *, bias: bool, relu: bool = Fa
         raise ValueError(
             f"{entry.tensor}: {w_groups} groups of weights and {layout.groups} blocks of activations, "
             "expected equal numbers or one of either (choose group_size or activation_block)"
+        )
+    if groups > 1 and k % (groups * TILE_COLUMNS):
+        raise ValueError(
+            f"{entry.tensor}: groups of {k // groups} columns, expected multiples of {TILE_COLUMNS} or all"
         )
     return DequantSpec(
         n=n,

@@ -196,9 +196,7 @@ def test_the_head_counts_for_nothing(
     assert list(after["n2"]["ranges"]) == []
 
 
-def test_every_entry_function(
-    encoder: Any, everywhere: Any, annotated: Any, apply: Any, facts: Any
-) -> None:
+def test_every_entry_function(encoder: Any, everywhere: Any, annotated: Any, apply: Any, facts: Any) -> None:
     """The same body in two functions gets the same facts."""
     module = encoder(name="embed")
     module.update(encoder(name="main"))
