@@ -242,7 +242,7 @@ def test_activations(build: Any, kernel_level: Any, weights: Any, activation: st
     x = np.random.default_rng(3).standard_normal((5, 96)).astype(np.float32)
     table, scale, sums = table_reference(x, case.spec.table_layout, "int8")
     kernel = build(lut_gemm(case.spec, kernel_level.kernel_isa), kernel_level)
-    (y, *_) = kernel(case.arguments(table, scale, sums), *case.outputs(5))
+    (y, *_) = kernel(case.arguments(x, (table, scale, sums)), *case.outputs(5))
     wanted = reference(x, case.planes, case.spec, case.biases)[0]
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=3e-6 * np.abs(wanted).max())
 

@@ -43,7 +43,7 @@ def measured(setting: demo.Setting, factor: float) -> demo.Measured:
             signature="s",
             n=1,
             seconds=1,
-            hypotheses=("gut",),
+            outputs=("gut",),
         ),
         greedy=run(1),
         beam=run(4),

@@ -332,7 +332,7 @@ def test_planning_needs_no_torch() -> None:
 
 def test_families() -> None:
     assert get_family({"model_type": "marian"}).name == "marian"
-    with pytest.raises(InputError, match="'bart'; known architectures: marian"):
+    with pytest.raises(InputError, match="'bart'; known architectures: bert, distilbert, marian"):
         get_family({"model_type": "bart"})
     with pytest.raises(InputError, match="no model_type"):
         get_family({})

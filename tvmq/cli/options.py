@@ -37,7 +37,9 @@ Set = Annotated[
         "--set", metavar="PATTERN=BITS", help="Bits of a block or of matching tensors; the last one wins."
     ),
 ]
-Quantizer = Annotated[str | None, typer.Option("--quantizer", help="alternating, hessian, weighted, greedy or rtn.")]
+Quantizer = Annotated[
+    str | None, typer.Option("--quantizer", help="alternating, hessian, weighted, greedy or rtn.")
+]
 GroupSize = Annotated[
     int | None, typer.Option("--group-size", min=0, help="Columns that share a scale; 0 is a whole row.")
 ]
