@@ -97,7 +97,11 @@ class _Run:
         scores = self._scores(options.bleu, coding) if options.bleu else None
         if not (_has_budget(options) or options.save_sensitivities):
             return AllocationReport(sensitivities=measured, scores=scores)
-        return replace(self._rounds(measured, coding), scores=scores)
+        found = replace(self._rounds(measured, coding), scores=scores)
+        for number in range(1, options.rounds + 1):
+            if log := self._log(number):
+                log.unlink(missing_ok=True)
+        return found
 
     def _rounds(self, measured: Sensitivities | None, coding: Coding) -> AllocationReport:
         """Measure and solve; every further round measures around the plan of the one before."""
@@ -166,11 +170,17 @@ class _Run:
             frequencies=self.frequencies,
             around=around,
             jobs=options.jobs or usable_cores(),
+            log=self._log(number),
             progress=progress,
         )
         if options.save_sensitivities:
             found.write(options.save_sensitivities)
         return found
+
+    def _log(self, number: int) -> Path | None:
+        """Where a round keeps its finished units until the whole command is through."""
+        kept = self.options.save_sensitivities
+        return None if kept is None else kept.with_name(f"{kept.name}.{number}.part")
 
     def _solve(self, found: Sensitivities, coding: Coding) -> Allocation:
         options = self.options

@@ -32,6 +32,8 @@ from .quantizers import NEED_MOMENTS, quantizer_names
 from .samples import Samples
 from .sensitivity_table import SCHEMA, Coding, Sensitivities, UnitSensitivity
 from .size import planes_bytes
+from .store import sha256_file
+from .sweep_log import SweepLog
 from .tasks import get_task
 from .word_bits import frequency_order
 
@@ -94,6 +96,7 @@ def measure_sensitivities(
     frequencies: NDArray[np.integer] | None = None,
     around: BitPlan | None = None,
     jobs: int = 1,
+    log: Path | None = None,
     progress: Progress = no_progress,
 ) -> Sensitivities:
     """Measure every unit of a model folder at every width.
@@ -109,6 +112,7 @@ def measure_sensitivities(
             adds to their damage. Errors add up to more than their sum, and this sees it.
         jobs: processes, each on one thread; a backend set by ``joblib.parallel_config`` is used instead of
             joblib's own processes.
+        log: file for finished units, so that a killed measurement goes on; it is left to the caller.
         progress: called with units done of all.
 
     Raises:
@@ -119,15 +123,8 @@ def measure_sensitivities(
     require("torch", "compile")
     from joblib import Parallel, delayed
 
-    if not widths or min(widths) < 1 or max(widths) > 8:
-        raise UsageError(f"widths {list(widths)} cannot be measured (expected 1 to 8 bits)")
-    if coding.quantizer not in quantizer_names():
-        raise UsageError(f"unknown quantizer {coding.quantizer!r}: known are {', '.join(quantizer_names())}")
     checkpoint = Checkpoint.open(model)
-    if calibration is not None:
-        Calibration.read(calibration).check_model(checkpoint.sha256, str(model))
-    elif coding.quantizer in NEED_MOMENTS:
-        raise UsageError(f"the quantizer {coding.quantizer} needs a calibration: give --calibration FILE")
+    _check(checkpoint, samples, coding, calibration, widths)
     family = get_family(checkpoint.config)
     if family.task == "translate" and not any(sample.target for sample in samples):
         raise InputError("the samples hold no target tokens to compare the output at")
@@ -144,26 +141,54 @@ def measure_sensitivities(
         widths=tuple(sorted(set(widths))),
         around={} if around is None else plan_weights(checkpoint, around, order, calibration),
     )
+    measured = "" if calibration is None else sha256_file(calibration)
+    place = "" if around is None else plan_hash(around)
+    words = "" if order is None else hashlib.sha256(order.tobytes()).hexdigest()
+    facts = (SCHEMA, checkpoint.sha256, digest, coding, sweep.widths, place, measured, words)
+    kept = SweepLog(log, facts)
+    found = {unit: kept.get(unit.tensor, unit.first) for unit in units}
+    missing = [unit for unit, value in found.items() if value is None or value.rows != unit.rows]
     calls = (
         delayed(_measure)(sweep, unit, infos[unit.tensor], _rows(unit, infos[unit.tensor], order))
-        for unit in units
+        for unit in missing
     )
-    found: list[UnitSensitivity] = []
-    progress("sensitivities", 0, len(units))
-    for result in Parallel(n_jobs=jobs, return_as="generator")(calls):
-        found.append(cast(UnitSensitivity, result))
-        progress("sensitivities", len(found), len(units))
+    progress("sensitivities", len(units) - len(missing), len(units))
+    for done, result in enumerate(Parallel(n_jobs=jobs, return_as="generator")(calls), 1):
+        value = cast(UnitSensitivity, result)
+        found[missing[done - 1]] = value
+        kept.add(value)
+        progress("sensitivities", len(units) - len(missing) + done, len(units))
     return Sensitivities(
         schema=SCHEMA,
         model_sha256=checkpoint.sha256,
         samples_sha256=digest,
         sentences=len(samples),
         tokens=sum(len(sample.target or sample.source) for sample in samples),
-        around="" if around is None else plan_hash(around),
+        around=place,
         coding=coding,
-        units=tuple(found),
+        units=tuple(value for value in found.values() if value is not None),
         measure=get_task(family.task).measure(family.read_config(checkpoint.config)),
     )
+
+
+def _check(
+    checkpoint: Checkpoint,
+    samples: Samples,
+    coding: Coding,
+    calibration: Path | None,
+    widths: Sequence[int],
+) -> None:
+    """InputError or UsageError for what cannot be measured."""
+    if not any(sample.target for sample in samples):
+        raise InputError("the samples hold no target tokens to compare the output at")
+    if not widths or min(widths) < 1 or max(widths) > 8:
+        raise UsageError(f"widths {list(widths)} cannot be measured (expected 1 to 8 bits)")
+    if coding.quantizer not in quantizer_names():
+        raise UsageError(f"unknown quantizer {coding.quantizer!r}: known are {', '.join(quantizer_names())}")
+    if calibration is not None:
+        Calibration.read(calibration).check_model(checkpoint.sha256, str(checkpoint.path))
+    elif coding.quantizer in NEED_MOMENTS:
+        raise UsageError(f"the quantizer {coding.quantizer} needs a calibration: give --calibration FILE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
