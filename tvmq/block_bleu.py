@@ -23,6 +23,7 @@ from .evaluation import EvalResult, read_pairs, score
 from .families import TensorInfo, translation_family
 from .installation import require
 from .options import Progress, no_progress
+from .parallel import run_jobs
 from .quantization import moments_for, quantize_matrix
 from .quantizers import NEED_MOMENTS
 from .sensitivity_table import Coding
@@ -40,7 +41,7 @@ def measure_block_bleu(
     calibration: Path | None = None,
     widths: Sequence[int],
     limit: int | None = None,
-    jobs: int = 1,
+    jobs: int | None = 1,
     progress: Progress = no_progress,
 ) -> BlockScores:
     """Translate with every block of a model folder at every width.
@@ -52,8 +53,7 @@ def measure_block_bleu(
         calibration: a file of ``Calibration.write``, for quantizers that go by the inputs' second moments.
         widths: bits to measure.
         limit: only the first lines.
-        jobs: processes, each on one thread; a backend set by ``joblib.parallel_config`` is used instead of
-            joblib's own processes.
+        jobs: see ``parallel.run_jobs``; each runs on one thread.
         progress: called with translated sets done of all.
 
     Raises:
@@ -63,7 +63,7 @@ def measure_block_bleu(
     """
     for package, extra in (("joblib", "plan"), ("torch", "compile"), ("sacrebleu", "eval")):
         require(package, extra)
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
     if calibration is None and coding.quantizer in NEED_MOMENTS:
         raise UsageError(f"the quantizer {coding.quantizer} needs a calibration: give --calibration FILE")
@@ -80,7 +80,7 @@ def measure_block_bleu(
     )
     lines: list[list[str]] = []
     progress("BLEU by block", 0, len(cases))
-    for found in Parallel(n_jobs=jobs, return_as="generator")(calls):
+    for found in run_jobs(calls, jobs):
         lines.append(cast("list[str]", found))
         progress("BLEU by block", len(lines), len(cases))
     plain, *others = lines

@@ -23,6 +23,7 @@ from .checkpoint import Checkpoint
 from .errors import InputError, UsageError
 from .installation import require
 from .options import Progress, no_progress
+from .parallel import run_jobs
 from .quantizers import NEED_MOMENTS
 from .samples import Sample, Samples
 from .store import atomic_file, parse_json, show
@@ -232,7 +233,7 @@ def calibrate(
     *,
     fisher: bool = False,
     counted: Samples | None = None,
-    jobs: int | None = None,
+    jobs: int | None = 1,
     threads: int = 1,
     progress: Progress = no_progress,
 ) -> Calibration:
@@ -244,7 +245,7 @@ def calibrate(
         fisher: also go backward once, from outputs drawn from the model, for the squared gradients: target
             tokens, labels of a head, or embeddings with Gaussian noise.
         counted: more samples, whose tokens are counted instead.
-        jobs: processes; None takes ``joblib.parallel_config`` or one. The result does not depend on it.
+        jobs: see ``parallel.run_jobs``; the result does not depend on it.
         threads: threads of each process.
         progress: called with sentences done.
 
@@ -253,7 +254,7 @@ def calibrate(
     """
     require("torch", "compile")
     require("joblib", "plan")
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
     table = samples if isinstance(samples, Samples) else Samples(samples)
     if not len(table):
@@ -261,12 +262,12 @@ def calibrate(
     digest = Checkpoint.open(model).sha256
     starts = range(0, len(table), CHUNK)
     progress("calibrate", 0, len(table))
-    parts = Parallel(n_jobs=jobs, return_as="generator")(
+    calls = (
         delayed(_measure)(model, digest, table[first : first + CHUNK], fisher, first, threads)
         for first in starts
     )
     total: Sums | None = None
-    for first, part in zip(starts, cast("Iterator[Sums]", parts), strict=True):
+    for first, part in zip(starts, cast("Iterator[Sums]", run_jobs(calls, jobs)), strict=True):
         total = part if total is None else total.add(part)
         progress("calibrate", min(first + CHUNK, len(table)), len(table))
     _recorders.clear()

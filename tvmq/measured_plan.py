@@ -30,7 +30,6 @@ from .model_plan import other_params, report_plan
 from .options import AllocationOptions, Progress, no_progress
 from .planning import overridden_bits
 from .quantizers import quantizer_names
-from .quantizers.quantizer import usable_cores
 from .samples import Samples
 from .sensitivity import measure_sensitivities
 from .sensitivity_table import Coding, Sensitivities
@@ -125,7 +124,7 @@ class _Run:
             calibration=self.calibration,
             widths=self.options.widths,
             limit=self.options.sentences,
-            jobs=self.options.jobs or usable_cores(),
+            jobs=self.options.jobs,
             progress=self.progress,
         )
         if self.options.save_bleu:
@@ -169,7 +168,7 @@ class _Run:
             widths=options.widths,
             frequencies=self.frequencies,
             around=around,
-            jobs=options.jobs or usable_cores(),
+            jobs=options.jobs,
             log=self._log(number),
             progress=progress,
         )
@@ -247,14 +246,8 @@ def _calibration(model: Path, options: AllocationOptions, scratch: Path, progres
     counted = CALIBRATION_SENTENCES if Checkpoint.open(model).frequencies() is not None else COUNTED_LINES
     samples = _read(model, given, counted)
     path = options.save_calibration or scratch / "calibration.safetensors"
-    made = calibrate(
-        model,
-        samples[:CALIBRATION_SENTENCES],
-        counted=samples,
-        jobs=options.jobs or usable_cores(),
-        progress=progress,
-    )
-    made.write(path)
+    few = samples[:CALIBRATION_SENTENCES]
+    calibrate(model, few, counted=samples, jobs=options.jobs, progress=progress).write(path)
     return path
 
 

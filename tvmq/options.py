@@ -142,7 +142,7 @@ class AllocationOptions:
         outliers: percent of the weights beside the planes; None is what was measured, else 0. A plan from
             ``sensitivities`` may store its tensors in another way than they were measured in.
         frequencies: a token_freq.tsv for word bits; None takes the one in the model folder.
-        jobs: processes of the measurement; None is one per core.
+        jobs: processes of the measurement; None is what ``joblib.parallel_config`` says, else one per core.
     """
 
     bits: float | None = None

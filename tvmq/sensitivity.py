@@ -27,6 +27,7 @@ from .errors import InputError, UsageError
 from .families import TensorInfo, get_family
 from .installation import require
 from .options import Progress, no_progress
+from .parallel import run_jobs
 from .quantization import moments_for, quantize_matrix
 from .quantizers import NEED_MOMENTS, quantizer_names
 from .samples import Samples
@@ -95,7 +96,7 @@ def measure_sensitivities(
     widths: Sequence[int] = WIDTHS,
     frequencies: NDArray[np.integer] | None = None,
     around: BitPlan | None = None,
-    jobs: int = 1,
+    jobs: int | None = 1,
     log: Path | None = None,
     progress: Progress = no_progress,
 ) -> Sensitivities:
@@ -110,8 +111,7 @@ def measure_sensitivities(
         frequencies: counts per word, for clusters of an embedding; None measures it as one unit.
         around: leave all other matrices as this plan stores them, instead of FP32, and measure what a unit
             adds to their damage. Errors add up to more than their sum, and this sees it.
-        jobs: processes, each on one thread; a backend set by ``joblib.parallel_config`` is used instead of
-            joblib's own processes.
+        jobs: see ``parallel.run_jobs``; each runs on one thread.
         log: file for finished units, so that a killed measurement goes on; it is left to the caller.
         progress: called with units done of all.
 
@@ -121,13 +121,11 @@ def measure_sensitivities(
     """
     require("joblib", "plan")
     require("torch", "compile")
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
     checkpoint = Checkpoint.open(model)
     _check(checkpoint, samples, coding, calibration, widths)
     family = get_family(checkpoint.config)
-    if family.task == "translate" and not any(sample.target for sample in samples):
-        raise InputError("the samples hold no target tokens to compare the output at")
     infos = {info.name: info for info in family.tensors(family.read_config(checkpoint.config))}
     units = units_of(infos.values(), by_word=frequencies is not None)
     order = None if frequencies is None else frequency_order(frequencies)
@@ -153,7 +151,7 @@ def measure_sensitivities(
         for unit in missing
     )
     progress("sensitivities", len(units) - len(missing), len(units))
-    for done, result in enumerate(Parallel(n_jobs=jobs, return_as="generator")(calls), 1):
+    for done, result in enumerate(run_jobs(calls, jobs), 1):
         value = cast(UnitSensitivity, result)
         found[missing[done - 1]] = value
         kept.add(value)
@@ -179,7 +177,8 @@ def _check(
     widths: Sequence[int],
 ) -> None:
     """InputError or UsageError for what cannot be measured."""
-    if not any(sample.target for sample in samples):
+    translates = get_family(checkpoint.config).task == "translate"
+    if translates and not any(sample.target for sample in samples):
         raise InputError("the samples hold no target tokens to compare the output at")
     if not widths or min(widths) < 1 or max(widths) > 8:
         raise UsageError(f"widths {list(widths)} cannot be measured (expected 1 to 8 bits)")
