@@ -36,8 +36,8 @@ _MAX_COLUMNS = 1 << 24
 _MAX_ROWS = 1 << 31
 _MAX_CLUSTERS = 64
 _MAX_NAME = 512
-_OPTIONAL = ("mode", "activation_bits", "activation_block", "outliers", "measure")
-"""Fields that plan.json, and a file of sensitivities, leave out at their default."""
+_OPTIONAL = ("mode", "activation_bits", "activation_block", "outliers", "measure", "method")
+"""Fields of plans and measurements that JSON leaves out at their default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

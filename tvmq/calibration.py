@@ -129,12 +129,13 @@ class Calibration:
 
         InputError where the matrix was not measured.
         """
-        moments = self._inputs_of(name)
+        moments = self.input_moments(name)
         if name in self._tables:
             moments[np.diag_indices_from(moments)] += LOOKUP * np.diag(moments).mean()
         return moments
 
-    def _inputs_of(self, name: str) -> NDArray[np.float32]:
+    def input_moments(self, name: str) -> NDArray[np.float32]:
+        """float32[k, k]: E[x x^T] over the products with a matrix; InputError where it was not measured."""
         if name not in self._inputs:
             raise InputError(f"the calibration does not hold {show(name)}; make it from this model again")
         place = self._inputs[name]
@@ -168,11 +169,14 @@ class Calibration:
         rows, columns = self.output_gradients(name), self.lookup_gradients(name)
         if rows is None and columns is None:
             return None
-        counts = self._rows.get(name, self.frequencies)
-        shares = (counts / max(1, int(counts.sum()))).astype(np.float32)
-        looked_up = 0.0 if columns is None else np.outer(shares, columns)
-        projected = 0.0 if rows is None else np.outer(rows, np.diag(self._inputs_of(name)))
+        looked_up = 0.0 if columns is None else np.outer(self.shares(name), columns)
+        projected = 0.0 if rows is None else np.outer(rows, np.diag(self.input_moments(name)))
         return cast("NDArray[np.float32]", projected + looked_up)
+
+    def shares(self, name: str) -> NDArray[np.float32]:
+        """float32[n]: part of all lookups in a table that each of its rows is."""
+        counts = self._rows.get(name, self.frequencies)
+        return (counts / max(1, int(counts.sum()))).astype(np.float32)
 
     def check_model(self, sha256: str, where: str) -> None:
         """InputError unless the measured model is the one with this hash."""

@@ -26,6 +26,7 @@ from .calibration import Calibration, calibrate, word_counts
 from .checkpoint import Checkpoint, read_frequencies
 from .errors import UsageError
 from .families import TensorInfo, get_family
+from .fisher_estimate import estimate_sensitivities
 from .model_plan import other_params, report_plan
 from .options import AllocationOptions, Progress, no_progress
 from .planning import overridden_bits
@@ -155,12 +156,31 @@ class _Run:
         return coding
 
     def _measure(self, around: BitPlan | None, number: int, coding: Coding) -> Sensitivities:
+        measure = self._estimated if self.options.by == "fisher" else self._divergences
+        found = measure(around, number, coding)
+        if self.options.save_sensitivities:
+            found.write(self.options.save_sensitivities)
+        return found
+
+    def _estimated(self, around: BitPlan | None, number: int, coding: Coding) -> Sensitivities:
+        assert self.calibration is not None
+        return estimate_sensitivities(
+            self.model,
+            self.calibration,
+            coding=coding,
+            widths=self.options.widths,
+            frequencies=self.frequencies,
+            jobs=self.options.jobs,
+            progress=self.progress,
+        )
+
+    def _divergences(self, around: BitPlan | None, number: int, coding: Coding) -> Sensitivities:
         options = self.options
 
         def progress(phase: str, done: int, total: int) -> None:
             self.progress(f"{phase}, round {number} of {options.rounds}", done, total)
 
-        found = measure_sensitivities(
+        return measure_sensitivities(
             self.model,
             _samples(self.model, options),
             coding=coding,
@@ -172,9 +192,6 @@ class _Run:
             log=self._log(number),
             progress=progress,
         )
-        if options.save_sensitivities:
-            found.write(options.save_sensitivities)
-        return found
 
     def _log(self, number: int) -> Path | None:
         """Where a round keeps its finished units until the whole command is through."""
@@ -221,6 +238,13 @@ def _check(options: AllocationOptions) -> None:
             "--sensitivities is used instead of measuring: leave out --text and --save-sensitivities, "
             "or measure again with --rounds 2"
         )
+    if options.by == "fisher" and (
+        options.calibration is None or options.sensitivities or options.text or options.rounds > 1
+    ):
+        raise UsageError(
+            "--by fisher estimates from a calibration alone: give --calibration, and leave out --text, "
+            "--sensitivities and --rounds"
+        )
     if options.save_calibration and (
         options.calibration is None or options.calibration.suffix == CALIBRATION_SUFFIX
     ):
@@ -246,8 +270,11 @@ def _calibration(model: Path, options: AllocationOptions, scratch: Path, progres
     counted = CALIBRATION_SENTENCES if Checkpoint.open(model).frequencies() is not None else COUNTED_LINES
     samples = _read(model, given, counted)
     path = options.save_calibration or scratch / "calibration.safetensors"
-    few = samples[:CALIBRATION_SENTENCES]
-    calibrate(model, few, counted=samples, jobs=options.jobs, progress=progress).write(path)
+    few, fisher = samples[:CALIBRATION_SENTENCES], options.by == "fisher"
+    made = calibrate(
+        model, few, fisher=fisher, counted=samples, jobs=options.jobs, progress=progress
+    )
+    made.write(path)
     return path
 
 
@@ -287,6 +314,7 @@ def _source(options: AllocationOptions, found: Sensitivities, coding: Coding) ->
     parts = [
         f"allocated within {within}",
         f"{found.coding.quantizer} sensitivities {'around a plan ' if found.around else ''}"
+        f"{'by gradients ' if found.method == 'fisher' else ''}"
         f"on {found.sentences} sentences"
         + (f" for {coding.quantizer} codes" if coding.quantizer != found.coding.quantizer else ""),
         f"words by {options.words}",

@@ -122,6 +122,7 @@ class AllocationOptions:
         size_mb: all parameters in megabytes (10^6 bytes), FP32 biases and norms included.
         ms: milliseconds per output token that reading the matrices may take.
         times: measured times by block and width; None goes by memory bandwidth.
+        by: ``kl`` measures with every unit quantized, ``fisher`` estimates by gradients of ``calibration``.
         text: sentence pairs to measure on.
         sentences: how many of them, and of ``bleu``.
         bleu: sentence pairs to score every block at every width on, by BLEU.
@@ -149,6 +150,7 @@ class AllocationOptions:
     size_mb: float | None = None
     ms: float | None = None
     times: Path | None = None
+    by: Literal["kl", "fisher"] = "kl"
     text: Path | None = None
     sentences: int = 100
     bleu: Path | None = None

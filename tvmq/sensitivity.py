@@ -147,7 +147,7 @@ def measure_sensitivities(
     found = {unit: kept.get(unit.tensor, unit.first) for unit in units}
     missing = [unit for unit, value in found.items() if value is None or value.rows != unit.rows]
     calls = (
-        delayed(_measure)(sweep, unit, infos[unit.tensor], _rows(unit, infos[unit.tensor], order))
+        delayed(_measure)(sweep, unit, infos[unit.tensor], rows_of(unit, infos[unit.tensor], order))
         for unit in missing
     )
     progress("sensitivities", len(units) - len(missing), len(units))
@@ -203,7 +203,7 @@ class Sweep:
     around: Mapping[str, NDArray[np.float32]]
 
 
-def _rows(unit: Unit, info: TensorInfo, order: NDArray[np.int32] | None) -> NDArray[np.int32] | None:
+def rows_of(unit: Unit, info: TensorInfo, order: NDArray[np.int32] | None) -> NDArray[np.int32] | None:
     """Rows of the matrix that belong to the unit; None for all of them."""
     if order is None or unit.rows == info.shape[0]:
         return None

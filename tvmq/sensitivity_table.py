@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -24,6 +24,7 @@ SCHEMA = 1
 KL_PER_TOKEN = "KL per token"
 """Measure of files that name none."""
 _MAX_MEASURE = 60
+Method = Literal["kl", "fisher"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +111,7 @@ class Sensitivities:
         coding: how the tensors were quantized.
         units: matrices in the order of the model, words by frequency rank.
         measure: what ``kl`` is and its means run over, in words: KL (in nats) per token, 1 - cosine per text.
+        method: ``kl`` was measured, ``fisher`` is an estimate by the gradients (``fisher_estimate``).
     """
 
     schema: int
@@ -121,6 +123,7 @@ class Sensitivities:
     coding: Coding
     units: tuple[UnitSensitivity, ...]
     measure: str = KL_PER_TOKEN
+    method: Method = "kl"
 
     def __post_init__(self) -> None:
         if not (self.measure.isprintable() and 1 <= len(self.measure) <= _MAX_MEASURE):
@@ -194,6 +197,7 @@ def decode_sensitivities(data: bytes) -> Sensitivities:
         coding=Coding(**msgspec.structs.asdict(raw.coding)),
         units=tuple(UnitSensitivity(**msgspec.structs.asdict(unit)) for unit in raw.units),
         measure=raw.measure,
+        method=raw.method,
     )
 
 

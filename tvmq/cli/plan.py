@@ -46,6 +46,10 @@ PairText = Annotated[
         "[default: --calibration]",
     ),
 ]
+By = Annotated[
+    Literal["kl", "fisher"],
+    typer.Option("--by", help="Measure what every width does, or estimate it by gradients: quick, rough."),
+]
 Sentences = Annotated[
     int, typer.Option("--sentences", min=1, help="Lines of the text, and of --bleu, to measure on.")
 ]
@@ -84,6 +88,7 @@ def plan(
     size_mb: SizeMb = None,
     ms: Ms = None,
     times: Times = None,
+    by: By = "kl",
     text: PairText = None,
     sentences: Sentences = 100,
     bleu: BleuText = None,
@@ -121,6 +126,7 @@ def plan(
         size_mb=size_mb,
         ms=ms,
         times=times,
+        by=by,
         text=text,
         sentences=sentences,
         bleu=bleu,

@@ -63,6 +63,7 @@ class Losses:
         same_model: the measurement is known to be of this model.
         sentences: how many were read.
         around: the other matrices were quantized meanwhile.
+        estimated: by gradients instead of measured.
     """
 
     measure: str
@@ -77,6 +78,7 @@ class Losses:
     same_model: bool
     sentences: int
     around: bool
+    estimated: bool
 
     def by_block(self, subject: Subject) -> dict[str, float]:
         """Expected loss of the plan's blocks."""
@@ -143,6 +145,7 @@ def expected_losses(
         same_model=subject.model_sha256 is not None,
         sentences=sensitivities.sentences,
         around=bool(sensitivities.around),
+        estimated=sensitivities.method == "fisher",
     )
 
 

@@ -354,6 +354,10 @@ def _named(coding: Coding) -> str:
 
 def _caveats(losses: Losses) -> str:
     notes = []
+    if losses.estimated:
+        notes.append(
+            "Here the losses were not measured but estimated from gradients, as if every change were small."
+        )
     if not losses.same_coding:
         notes.append(
             f"The measurement is of {_named(losses.coding)}; this plan stores some matrices in another way, "
