@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from .dequant_amx_groups import grouped_product
 from .dequant_finish import Finish
 from .dequant_spec import MOST_TOKENS, Buffers, Chunks, DequantSpec, Tokens, worth_threads
 from .dequant_vector import counted, expand_step, panel_planes, workspace
-from .intrin_amx import TOKENS, AmxDot, load_tile, store_tile, tile_call, tile_session
+from .intrin_amx import TOKENS, AmxDot, load_tile, prefetch_panel, store_tile, tile_call, tile_session
 from .intrin_dot_x86 import Levels, Rows
 from .intrin_expand_x86 import VbmiExpansion
 from .level_packing import TILE_BYTES, TILE_COLUMNS
@@ -35,7 +36,10 @@ def amx_product(spec: DequantSpec, buffers: Buffers, tokens: Tokens) -> None:
         with T.Then():
             _Few(spec, buffers, tokens).emit()
         with T.Else():
-            _Many(spec, buffers, tokens).emit()
+            if spec.groups > 1:
+                grouped_product(spec, buffers, tokens)
+            else:
+                _Many(spec, buffers, tokens).emit()
 
 
 class _Few:
@@ -147,7 +151,7 @@ class _Many:
         if spec.planes:
             self._levels = workspace((self._chunks.steps, 2, TILE_BYTES), "int8")
         jobs = (panel * self._chunks.count, end * self._chunks.count)
-        pairs = T.Bind(T.floordiv(self._count + (PAIR - 1), PAIR))
+        pairs = self._pairs = T.Bind(T.floordiv(self._count + (PAIR - 1), PAIR))
         with tile_session(T.int64(TOKENS), levels=(6, 7)):
             if spec.planes:
                 self._open(jobs[0])
@@ -221,6 +225,9 @@ class _Many:
             load_tile(5, self._a, (2 * pair + 1, step, 0), once=True)
             for tile in range(2):
                 tile_call("tdpbssd", T.int8(2 + tile), T.int8(5), T.int8(6 + tile))
+        if not self._spec.planes:
+            panel = self._at(job)[0] + 1
+            prefetch_panel(self._b.weights[0], (panel, step), pair, self._pairs)
 
     def _load_levels(self, register: int, job: Any, step: Any, s: Any, tile: int) -> None:
         if self._spec.planes:

@@ -37,7 +37,10 @@ class Finish:
                 self._biases.append(T.Bind(load(self._b.bias, (self._block, row), 16)))
 
     def add_group(self, token: Any, group: Any, values: list[Any], before: list[Any]) -> list[Any]:
-        """``before`` plus a group's sums brought to the exponent of a token of the piece."""
+        """``before`` plus a group's sums brought down to the exponent of a token of the piece."""
+        if self._tokens.shifts is not None:
+            shift = T.Bind(splat(self._tokens.shifts[token, group]))
+            return [old + T.shift_right(value, shift) for value, old in zip(values, before, strict=True)]
         row = self._tokens.first + token
         x_shift: Any = T.int32(0)
         if self._spec.x_groups > 1:
@@ -49,8 +52,7 @@ class Finish:
             if self._spec.w_groups > 1:
                 raw = load(self._b.group_shifts, (self._block, group, at), 16)
                 shifts = shifts + T.Cast("int32x16", raw)
-            shifts = T.Bind(clamp_shifts(shifts, 16))
-            added.append(old + vector_shift_round(value, shifts, rounding_half(shifts, 16)))
+            added.append(old + T.shift_right(value, clamp_shifts(shifts, 16)))
         return added
 
     def token(self, token: Any, values: list[Any]) -> None:

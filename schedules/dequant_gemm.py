@@ -5,7 +5,7 @@ Meaning, exact on every ISA level, with activations ``x[t, c] * 2**xe[t, g]`` an
 ``level[n, c] * 2**(e[n] - dw[n, g])`` in column groups g of equal size:
 
     E[t]    = max_g xe[t, g]
-    v[t, n] = sum_g shift_round(sum of x[t, c] * level[n, c] over group g, E[t] - xe[t, g] + dw[n, g])
+    v[t, n] = sum_g (sum of x[t, c] * level[n, c] over group g) >> (E[t] - xe[t, g] + dw[n, g])
     v[t, n] = v[t, n] + move(bias[n], E[t] - bias_shift)
     y[t, n] = act(shift_round(v[t, n], max(e) - e[n])),  to be read times 2**(E[t] + max(e))
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .dequant_amx import amx_product
 from .dequant_spec import MOST_TOKENS, Buffers, DequantSpec, Tokens, worth_threads
 from .dequant_vector import vector_product, workspace
-from .rounding_shift import MOVE_FIELDS, checked, move, shift_round, store_move
+from .rounding_shift import LARGEST_SHIFT, MOVE_FIELDS, checked, clamp_shift, move, shift_round, store_move
 from .tir import KernelBuilder, T, body, put
 
 
@@ -66,7 +66,7 @@ def reference(
             shift = shift + (exponents - x_exponents[:, g])[:, None]
         if group_shifts is not None:
             shift = shift + group_shifts[:, g]
-        v = checked(v + (shift_round(product, shift) if spec.groups > 1 else product))
+        v = checked(v + (product >> np.clip(shift, 0, LARGEST_SHIFT)))
     if bias is not None:
         v = checked(v + move(bias.astype(np.int64)[None, :], (exponents - spec.bias_shift)[:, None]))
     top = int(row_exponents.max())
@@ -92,7 +92,9 @@ def dequant_gemm(spec: DequantSpec, isa: str, name: str = "dequant_gemm") -> Any
             first = T.Bind(i * MOST_TOKENS)
             count = T.Bind(T.min(m - first, T.int64(MOST_TOKENS)))
             moves = workspace((MOST_TOKENS, MOVE_FIELDS), "int32") if spec.bias else None
-            tokens = Tokens(first, count, moves)
+            alike = spec.x_groups > 1 and spec.w_groups == 1
+            shifts = workspace((MOST_TOKENS, spec.groups), "int32") if alike else None
+            tokens = Tokens(first, count, moves, shifts)
             _emit_exponents(spec, buffers, tokens)
             if isa == "amx":
                 amx_product(spec, buffers, tokens)
@@ -102,7 +104,7 @@ def dequant_gemm(spec: DequantSpec, isa: str, name: str = "dequant_gemm") -> Any
 
 
 def _emit_exponents(spec: DequantSpec, buffers: Buffers, tokens: Tokens) -> None:
-    """The output's exponents, and how far the biases of these tokens move."""
+    """The output's exponents, and how far biases and groups of these tokens move."""
     with T.serial(0, tokens.count) as t:
         row = T.Bind(tokens.first + t)
         largest: Any = buffers.x_exponents[row, 0]
@@ -112,6 +114,9 @@ def _emit_exponents(spec: DequantSpec, buffers: Buffers, tokens: Tokens) -> None
         put(buffers.y_exponents, (row,), largest + buffers.top[0])
         if tokens.moves is not None:
             store_move(tokens.moves, t, T.Bind(largest - T.int32(spec.bias_shift)))
+        if tokens.shifts is not None:
+            with T.serial(0, spec.groups) as g:
+                put(tokens.shifts, (t, g), clamp_shift(largest - buffers.x_exponents[row, g]))
 
 
 __all__ = ["DequantSpec", "dequant_gemm", "reference", "worth_threads"]

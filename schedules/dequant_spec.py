@@ -125,11 +125,14 @@ class Tokens:
     """A piece of the tokens: ``count`` of them (1 to 256) from ``first`` on, and how their biases move.
 
     ``moves`` is a table of ``rounding_shift.store_move``, one row a token of the piece; None without bias.
+    ``shifts`` int32[256, groups] holds how far each group's sums of a token move down; None where a token
+    has one exponent, or rows have shifts of their own.
     """
 
     first: Any
     count: Any
     moves: Any
+    shifts: Any
 
 
 def worth_threads(spec: DequantSpec) -> bool:

@@ -93,9 +93,30 @@ def store_tile(register: int, buffer: Any, where: Sequence[Any]) -> None:
     tile_call("tilestored64", T.int8(register), T.address_of(buffer[tuple(where)]), T.int64(ROW_BYTES))
 
 
+def prefetch_panel(levels: Any, step: Sequence[Any], part: Any, parts: Any) -> None:
+    """Asks for one of equal parts of a step of 32 rows in the second-level cache; nothing beyond the buffer.
+
+    ``levels`` int8[panels, steps, 2, 1024] are read at ``step``, (panel, step).
+    """
+    share = T.floordiv(2 * TILE_BYTES // ROW_BYTES - 1 + parts, parts)
+    read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
+    with T.serial(0, share) as i:
+        address = T.address_of(levels[(*step, 0, ROW_BYTES * (part * share + i))])
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", address, read, second_level, data))
+
+
 def tile_call(name: str, *arguments: Any) -> None:
     """One AMX instruction."""
     T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{name}", *arguments))
 
 
-__all__ = ["TILE_BYTES", "TOKENS", "AmxDot", "load_tile", "store_tile", "tile_call", "tile_session"]
+__all__ = [
+    "TILE_BYTES",
+    "TOKENS",
+    "AmxDot",
+    "load_tile",
+    "prefetch_panel",
+    "store_tile",
+    "tile_call",
+    "tile_session",
+]
