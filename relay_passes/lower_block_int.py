@@ -50,12 +50,16 @@ ACTIVATIONS: dict[str, BlockActivation] = {"": "", "relu": "relu", "gelu": "gelu
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """int8 mantissas and exponents; ``channels`` is the norm whose channel exponents apply, or ""."""
+    """int8 mantissas and exponents; ``channels`` is the norm that made them, or "".
+
+    Of a norm there is also the fine part, and its channel exponents apply.
+    """
 
     mantissas: Any
     exponents: Any
     layout: BlockLayout
-    channels: str
+    channels: str = ""
+    fine: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,13 +211,15 @@ class _Integers(Lowering):
             args += [
                 residual.mantissas,
                 residual.exponents,
+                residual.fine,
                 self.stored(channel_array(residual.channels, width)),
             ]
         args += [self.stored(array) for array in norm_arrays(step.path, width)]
         args.append(self.stored(function_table("rsqrt")))
         kernel = self.kernel(spec, "block_norm", lambda: block_norm(spec))
-        mantissas, exponents = self._block_call(kernel, args, layout)
-        return Blocks(mantissas, exponents, layout, step.path)
+        types = [*_block_types(args[0].ty.shape[0], layout), _bytes(args[0].ty.shape[0], width)]
+        mantissas, exponents, fine = self.call(kernel, args, types)
+        return Blocks(mantissas, exponents, layout, step.path, fine)
 
     def _summands(self, step: BodyStep) -> tuple[Wide, Blocks | None]:
         """The int32 rows and the blocks that a norm adds."""
@@ -285,13 +291,8 @@ class _Integers(Lowering):
         args = [value.y, exponents]
         if value.activation == "gelu":
             args.append(self.stored(function_table("gelu")))
-        mantissas, exponents = self._block_call(kernel, args, layout)
-        return Blocks(mantissas, exponents, layout, "")
-
-    def _block_call(self, kernel: Any, args: list[Any], layout: BlockLayout) -> list[Any]:
-        rows = args[0].ty.shape[0]
-        types = [relax.TensorType([rows, layout.padded], "int8"), _ints(rows, layout.groups)]
-        return self.call(kernel, args, types)
+        mantissas, exponents = self.call(kernel, args, _block_types(args[0].ty.shape[0], layout))
+        return Blocks(mantissas, exponents, layout)
 
     def _float(self, step: BodyStep) -> Any:
         """The value that the head reads."""
@@ -302,8 +303,16 @@ class _Integers(Lowering):
         kernel = self.kernel((layout, "float"), "block_dequantize", lambda: block_dequantize(layout))
         channels = self.stored(channel_array(value.channels, layout.width))
         rows = value.mantissas.ty.shape[0]
-        args = [value.mantissas, value.exponents, channels]
+        args = [value.mantissas, value.exponents, value.fine, channels]
         return self.call(kernel, args, [float_type(rows, layout.width)])[0]
+
+
+def _block_types(rows: Any, layout: BlockLayout) -> list[Any]:
+    return [_bytes(rows, layout.padded), _ints(rows, layout.groups)]
+
+
+def _bytes(*shape: Any) -> Any:
+    return relax.TensorType(list(shape), "int8")
 
 
 def _ints(*shape: Any) -> Any:

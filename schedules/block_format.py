@@ -5,6 +5,10 @@ Meaning: ``value[t, c] = mantissa[t, c] * 2**(exponent[t, c // block] + channel[
 -127..127. The exponents are chosen when a row is made, from its integers alone; the channel exponents are
 constants of the model that even out channels of unequal range (0 where there are none). This is the block
 shift of BCT (Dong and Chen, arXiv 2304.01483) as far as its abstract tells, and the form of MXINT8.
+
+Products read mantissas alone. What a residual adds later also has a *fine* part, the next 8 bits: the value
+is then ``(mantissa + fine / 256) * 2**exponent``, so that rounding for one product stays out of the rest of
+the model.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from .tir import LANES, T, isplat, leading_zeros, load, put, scratch, splat, sto
 
 MANTISSA_BITS = 7
 """Bits of a mantissa beside its sign, at most."""
+FINE_BITS = 8
+"""Bits of the fine part, an int8."""
 BLOCK_COLUMNS = 64
 """Columns that share an exponent unless a plan says otherwise."""
 
@@ -106,17 +112,34 @@ def quantize(
     return padded.astype(np.int8), (exponents[:, None] + shift).astype(np.int32)
 
 
+def fine_part(
+    values: NDArray[np.int64],
+    exponents: NDArray[np.int64],
+    blocks: tuple[NDArray[np.int8], NDArray[np.int32]],
+    layout: BlockLayout,
+) -> NDArray[np.int8]:
+    """The fine part int8[m, width] of ``blocks``, which :func:`quantize` made of the other arguments."""
+    shift = np.repeat(blocks[1] - exponents[:, None], layout.block, axis=1).astype(np.int64)
+    rest = values - (blocks[0][:, : layout.width].astype(np.int64) << shift)
+    moved = shift_round(rest << np.maximum(FINE_BITS - shift, 0), shift - FINE_BITS)
+    return np.minimum(moved, 127).astype(np.int8)
+
+
 def values_of(
     mantissas: NDArray[np.int8],
     exponents: NDArray[np.int32],
     layout: BlockLayout,
     channels: NDArray[np.int8] | None = None,
+    fine: NDArray[np.int8] | None = None,
 ) -> NDArray[np.float64]:
     """float64[m, width]: what blocks stand for."""
     scales = np.repeat(exponents.astype(np.int64), layout.block, axis=1)
     if channels is not None:
         scales = scales + channels.astype(np.int64)
-    return np.ldexp(mantissas[:, : layout.width].astype(np.float64), scales)
+    values = mantissas[:, : layout.width].astype(np.float64)
+    if fine is not None:
+        values += fine / (1 << FINE_BITS)
+    return np.ldexp(values, scales)
 
 
 def emit_bit_length(value: Any) -> Any:
@@ -133,7 +156,7 @@ def emit_down_shift(peak: Any, bits: int = MANTISSA_BITS) -> Any:
 
 
 def emit_quantize_row(
-    layout: BlockLayout, source: Any, base: Any, mantissas: Any, exponents: Any, row: Any
+    layout: BlockLayout, source: Any, base: Any, mantissas: Any, exponents: Any, row: Any, fine: Any = None
 ) -> None:
     """Makes row ``row`` of the blocks from an int32 row.
 
@@ -143,6 +166,7 @@ def emit_quantize_row(
         base: int32 exponent of the source.
         mantissas, exponents: int8[m, padded] and int32[m, groups].
         row: index.
+        fine: int8[m, width] for the fine part, or None.
     """
     vectors = layout.block // LANES
     with T.serial(0, layout.groups) as g:
@@ -151,12 +175,29 @@ def emit_quantize_row(
         put(exponents, (row, g), base + shift)
         wide = T.Bind(splat(shift))
         half = T.Bind(rounding_half(wide, LANES))
+        rest = None if fine is None else _Fine(shift)
         with T.serial(0, vectors) as v:
             column = T.Bind(first + v * LANES)
-            value = vector_shift_round(source(column), wide, half)
-            store(mantissas, (row, column), T.Cast("int8x16", value), LANES)
+            value = T.Bind(source(column))
+            mantissa = T.Bind(vector_shift_round(value, wide, half))
+            store(mantissas, (row, column), T.Cast("int8x16", mantissa), LANES)
+            if rest is not None:
+                store(fine, (row, column), rest(value - T.shift_left(mantissa, wide)), LANES)
     for column in range(layout.width, layout.padded, LANES):
         store(mantissas, (row, column), T.broadcast(T.int8(0), LANES), LANES)
+
+
+class _Fine:
+    """Emits fine parts, ``fine_part``, in blocks that were shifted by the int32 scalar ``shift``."""
+
+    def __init__(self, shift: Any) -> None:
+        self._up = T.Bind(splat(T.max(FINE_BITS - shift, T.int32(0))))
+        self._down = T.Bind(splat(T.max(shift - FINE_BITS, T.int32(0))))
+        self._half = T.Bind(rounding_half(self._down, LANES))
+
+    def __call__(self, rest: Any) -> Any:
+        moved = vector_shift_round(T.shift_left(rest, self._up), self._down, self._half)
+        return T.Cast("int8x16", T.min(moved, isplat(127)))
 
 
 def emit_peak(source: Any, first: Any, vectors: int) -> Any:

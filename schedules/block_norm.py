@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .block_format import BlockLayout, bit_length, emit_bit_length, emit_quantize_row, magnitude, quantize
+from .block_format import (
+    FINE_BITS,
+    BlockLayout,
+    bit_length,
+    emit_bit_length,
+    emit_quantize_row,
+    fine_part,
+    magnitude,
+    quantize,
+)
 from .integer_tables import emit_rsqrt, rsqrt
 from .lut_table import tree_reduce
 from .rounding_shift import (
@@ -115,8 +124,8 @@ def reference(
     y_exponents: NDArray[np.int32],
     norm: NormConstants,
     spec: BlockNormSpec,
-    residual: tuple[NDArray[np.int8], NDArray[np.int32], NDArray[np.int8]] | None = None,
-) -> tuple[NDArray[np.int8], NDArray[np.int32]]:
+    residual: tuple[NDArray[np.int8], NDArray[np.int32], NDArray[np.int8], NDArray[np.int8]] | None = None,
+) -> tuple[NDArray[np.int8], NDArray[np.int32], NDArray[np.int8]]:
     """NumPy meaning of :func:`block_norm` in int64.
 
     Args:
@@ -124,10 +133,10 @@ def reference(
         y_exponents: int32[m].
         norm: gamma, beta, constants.
         spec: the layout.
-        residual: mantissas, exponents and channel exponents of the blocks that are added.
+        residual: mantissas, exponents, fine part and channel exponents of the blocks that are added.
 
     Returns:
-        mantissas int8[m, padded] and exponents int32[m, groups].
+        mantissas int8[m, padded], exponents int32[m, groups] and the fine part int8[m, width].
     """
     constants = [int(value) for value in norm.constants]
     h, common = _aligned(y, y_exponents, residual, spec, constants[_TOP_CHANNEL])
@@ -148,7 +157,9 @@ def reference(
     root = rsqrt(n) >> 9
     normal = shift_round(z * root[:, None], (16 - even // 2)[:, None])
     out = normal * norm.gamma.astype(np.int64) + (norm.beta.astype(np.int64) << constants[_BETA_UP])
-    return quantize(out, np.full(y.shape[0], constants[_EXPONENT], np.int64), spec.layout)
+    exponents = np.full(y.shape[0], constants[_EXPONENT], np.int64)
+    blocks = quantize(out, exponents, spec.layout)
+    return *blocks, fine_part(out, exponents, blocks, spec.layout)
 
 
 def _aligned(
@@ -160,11 +171,12 @@ def _aligned(
     if residual is None or spec.residual is None:
         common = top - SUM_BITS
         return move(wide, (common - exponents)[:, None]), common
-    mantissas, x_exponents, channels = residual
+    mantissas, x_exponents, fine, channels = residual
     top = np.maximum(top, x_exponents.max(axis=1) + top_channel + 7)
     common = top - SUM_BITS
     columns = np.repeat(x_exponents.astype(np.int64), spec.residual.block, axis=1) + channels
     raised = mantissas[:, : spec.layout.width].astype(np.int64) << RESIDUAL_UP
+    raised += fine.astype(np.int64) << (RESIDUAL_UP - FINE_BITS)
     added = shift_round(raised, common[:, None] + RESIDUAL_UP - columns)
     return move(wide, (common - exponents)[:, None]) + added, common
 
@@ -173,9 +185,9 @@ def block_norm(spec: BlockNormSpec, name: str = "block_norm") -> Any:
     """PrimFunc for any number of tokens m.
 
     Parameters in order: y int32[m, width], y_exponents int32[m]; with a residual its mantissas
-    int8[m, padded], exponents int32[m, groups] and channel exponents int8[width]; gamma and beta
-    int16[width], constants int32[5], the table of ``integer_tables.rsqrt_table``; then the outputs
-    mantissas and exponents.
+    int8[m, padded], exponents int32[m, groups], fine part int8[m, width] and channel exponents int8[width];
+    gamma and beta int16[width], constants int32[5], the table of ``integer_tables.rsqrt_table``; then the
+    outputs mantissas, exponents and fine part.
     """
     kernel = KernelBuilder(name)
     layout = spec.layout
@@ -188,6 +200,7 @@ def block_norm(spec: BlockNormSpec, name: str = "block_norm") -> Any:
             residual = (
                 kernel.param("x", (m, spec.residual.padded), "int8"),
                 kernel.param("x_exponents", (m, spec.residual.groups), "int32"),
+                kernel.param("x_fine", (m, layout.width), "int8"),
                 kernel.param("channels", (layout.width,), "int8"),
             )
         gamma, beta = (kernel.param(n, (layout.width,), "int16") for n in ("gamma", "beta"))
@@ -195,15 +208,17 @@ def block_norm(spec: BlockNormSpec, name: str = "block_norm") -> Any:
         table = kernel.param("rsqrt", (48,), "int32")
         mantissas = kernel.param("mantissas", (m, layout.padded), "int8")
         exponents = kernel.param("exponents", (m, layout.groups), "int32")
+        fine = kernel.param("fine", (m, layout.width), "int8")
         reads = [y, y_exponents, *(residual or ()), gamma, beta, constants, table]
-        with body([mantissas, exponents], reads):
+        with body([mantissas, exponents, fine], reads):
             row = T.alloc_buffer([layout.width], "int32", align=64, layout=None)
             emitter = _Row(spec, row, constants, table)
             with T.serial(0, m) as t:
                 common = emitter.align(y, y_exponents, residual, t)
                 emitter.normalise(common, gamma, beta)
+                exponent = constants[_EXPONENT]
                 emit_quantize_row(
-                    layout, lambda c: load(row, (c,), LANES), constants[_EXPONENT], mantissas, exponents, t
+                    layout, lambda c: load(row, (c,), LANES), exponent, mantissas, exponents, t, fine
                 )
     return kernel.result
 
@@ -238,14 +253,16 @@ class _Row:
 
     def _add(self, residual: Any, common: Any, t: Any) -> None:
         """Adds the residual's blocks, brought to ``common``, to ``row``."""
-        x, x_exponents, channels = residual
+        x, x_exponents, fine, channels = residual
         with T.serial(0, self._residual.groups) as g:
             base = T.Bind(splat(T.Bind(common + RESIDUAL_UP - x_exponents[t, g])))
             with T.serial(0, self._residual.block // LANES) as v:
                 c = T.Bind(g * self._residual.block + v * LANES)
                 shifts = base - T.Cast("int32x16", load(channels, (c,), LANES))
                 shifts = T.Bind(clamp_shifts(shifts, LANES))
-                raised = T.shift_left(T.Cast("int32x16", load(x, (t, c), LANES)), isplat(RESIDUAL_UP))
+                coarse, rest = (T.Cast("int32x16", load(part, (t, c), LANES)) for part in (x, fine))
+                raised = T.shift_left(coarse, isplat(FINE_BITS)) + rest
+                raised = T.shift_left(raised, isplat(RESIDUAL_UP - FINE_BITS))
                 added = vector_shift_round(raised, shifts, rounding_half(shifts, LANES))
                 store(self._row, (c,), load(self._row, (c,), LANES) + added, LANES)
 

@@ -42,7 +42,7 @@ SCALED = copy("scale", lambda value: T.Cast("int8", T.Cast("float32", value) * T
 
 
 def end(g: Any, x: Any, e: Any, channels: Any) -> Any:
-    return g.kernel(block_dequantize(ROWS), "block_dequantize", [x, e, channels], "float32[m, 64]")[0]
+    return g.kernel(block_dequantize(ROWS), "block_dequantize", [x, e, x, channels], "float32[m, 64]")[0]
 
 
 @pytest.mark.parametrize("target", ["x86_64_v2", "x86_64_v3", "x86_64_v4_vnni", "x86_64_v4_amx"])

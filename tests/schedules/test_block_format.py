@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from schedules.block_format import BlockLayout, down_shift, quantize, values_of
+from schedules.block_format import BlockLayout, down_shift, fine_part, quantize, values_of
 from schedules.integer_tables import RSQRT_BITS, exp2, gelu, rsqrt
 from schedules.rounding_shift import shift_round
 
@@ -35,6 +35,10 @@ def test_values_are_within_half_a_step(row: list[int], exponent: int) -> None:
     step = np.ldexp(1.0, int(exponents[0, 0]))
     error = np.abs(values_of(mantissas, exponents, layout) - np.ldexp(values.astype(float), exponent))
     assert error.max() <= step / 2
+    blocks = (mantissas, exponents)
+    fine = fine_part(values, np.array([exponent]), blocks, layout)
+    error = np.abs(values_of(*blocks, layout, fine=fine) - np.ldexp(values.astype(float), exponent))
+    assert error.max() <= step / 256  # half a step of the fine part, or a whole one where it is cut at 127
 
 
 def test_layouts() -> None:

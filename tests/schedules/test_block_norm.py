@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schedules.block_format import BlockLayout, quantize, values_of
+from schedules.block_format import BlockLayout, fine_part, quantize, values_of
 from schedules.block_norm import BlockNormSpec, NormConstants, block_norm, reference
 from schedules.integer_tables import rsqrt_table
 
@@ -28,7 +28,9 @@ def example(width: int, block: int, residual: int | None, m: int = 7) -> dict[st
     added = None
     if other is not None:
         rows = np.rint(np.ldexp(rng.standard_normal((m, width)), 20 - channels)).astype(np.int64)
-        added = (*quantize(rows, np.full(m, -20), other), channels)
+        base = np.full(m, -20)
+        blocks = quantize(rows, base, other)
+        added = (*blocks, fine_part(rows, base, blocks, other), channels)
         y[0] = 0
     gamma, beta = rng.standard_normal(width), 2 * rng.standard_normal(width)
     constants = NormConstants.of(
@@ -49,10 +51,10 @@ def test_kernel_equals_reference(
     c, layout, m = e["constants"], e["spec"].layout, e["y"].shape[0]
     wanted = reference(e["y"], e["exponents"], c, e["spec"], e["added"])
     inputs = [e["y"], e["exponents"], *(e["added"] or ()), c.gamma, c.beta, c.constants, rsqrt_table()]
-    shapes = (((m, layout.padded), np.int8), ((m, layout.groups), np.int32))
+    shapes = (((m, layout.padded), np.int8), ((m, layout.groups), np.int32), ((m, width), np.int8))
     found = build(block_norm(e["spec"]), kernel_level)(inputs, *shapes)
-    np.testing.assert_array_equal(found[0], wanted[0])
-    np.testing.assert_array_equal(found[1], wanted[1])
+    for array, right in zip(found[:3], wanted, strict=True):
+        np.testing.assert_array_equal(array, right)
 
 
 @pytest.mark.parametrize(("width", "block", "residual"), CASES)
@@ -62,16 +64,18 @@ def test_reference_is_a_layer_norm(width: int, block: int, residual: int | None)
     layout = e["spec"].layout
     h = np.ldexp(e["y"].astype(float), e["exponents"][:, None])
     if e["added"] is not None:
-        h = h + values_of(e["added"][0], e["added"][1], e["spec"].residual, e["added"][2])
+        mantissas, x_exponents, fine, channels = e["added"]
+        h = h + values_of(mantissas, x_exponents, e["spec"].residual, channels, fine)
     centered = h - h.mean(axis=1, keepdims=True)
     exact = centered / np.sqrt((centered**2).mean(axis=1, keepdims=True) + 1e-5) * e["gamma"] + e["beta"]
-    found = values_of(
-        *reference(e["y"], e["exponents"], e["constants"], e["spec"], e["added"]), layout, e["own"]
-    )
+    *blocks, fine = reference(e["y"], e["exponents"], e["constants"], e["spec"], e["added"])
+    found = values_of(*blocks, layout, e["own"])
+    exactly = values_of(*blocks, layout, e["own"], fine)
     whole = np.rint(np.ldexp(exact, 20 - e["own"].astype(int))).astype(np.int64)
     rounded = values_of(*quantize(whole, np.full(len(h), -20), layout), layout, e["own"])
     limit = 1.1 * np.linalg.norm(rounded - exact) + 2.0**-9 * np.linalg.norm(exact)
     assert np.linalg.norm(found - exact) <= limit
+    assert np.linalg.norm(exactly - exact) <= 2.0**-8 * np.linalg.norm(exact)
 
 
 def test_refusals() -> None:

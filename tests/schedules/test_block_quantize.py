@@ -47,10 +47,11 @@ def test_blocks_become_floats(build: Any, kernel_level: Any) -> None:
     mantissas = rng.integers(-127, 128, (4, layout.padded)).astype(np.int8)
     exponents = rng.integers(-30, 5, (4, 1)).astype(np.int32)
     channels = rng.integers(-3, 4, 96).astype(np.int8)
+    fine = rng.integers(-128, 128, (4, 96)).astype(np.int8)
     (found, *_) = build(block_dequantize(layout), kernel_level)(
-        [mantissas, exponents, channels], ((4, 96), np.float32)
+        [mantissas, exponents, fine, channels], ((4, 96), np.float32)
     )
-    np.testing.assert_array_equal(found, float_reference(mantissas, exponents, channels, layout))
+    np.testing.assert_array_equal(found, float_reference(mantissas, exponents, fine, channels, layout))
 
 
 def test_refusals() -> None:
