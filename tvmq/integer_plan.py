@@ -28,10 +28,10 @@ def integer_plan(
     Args:
         plan: bits of every tensor.
         tensors: the model's matrices.
-        group_size: columns of a weight's row that share an exponent; None or 0 is the whole row. Groups and
-            activations then have the same blocks.
-        activation_block: columns of activations that share an exponent; None keeps the usual ones, 0 is
-            the whole row.
+        group_size: columns of a weight's row that share scales; None keeps those of ``plan``, 0 is the whole
+            row.
+        activation_block: columns of activations that share an exponent; None takes the weights' groups, or
+            the usual ones where a row has one, 0 is the whole row.
 
     Raises:
         UsageError: a matrix of the body stays FP32, there are outliers, or blocks that are not whole tiles of
@@ -39,25 +39,23 @@ def integer_plan(
     """
     if any(entry.outliers for entry in plan.entries()):
         raise UsageError("mode block-int has no outliers beside the planes; leave out --outliers")
-    block = _block(group_size, activation_block)
+    for name, value in (("--group-size", group_size), ("--activation-block", activation_block)):
+        _check_columns(name, value)
     columns = {info.name: info.shape[1] for info in tensors}
     return replace(
         plan,
         mode="block-int",
         source=f"{plan.source}; {BLOCK_INT}",
-        blocks=tuple(_matrix(e, columns[e.tensor], group_size, block) for e in plan.blocks),
+        blocks=tuple(_matrix(e, columns[e.tensor], group_size, activation_block) for e in plan.blocks),
         words=tuple(_words(entry) for entry in plan.words),
     )
 
 
-def _block(group_size: int | None, activation_block: int | None) -> int | None:
-    """Columns of a block of activations: 0 is the row, None the default."""
-    for name, value in (("--group-size", group_size), ("--activation-block", activation_block)):
-        if value and value % TILE_COLUMNS:
-            raise UsageError(
-                f"{name} {value}: blocks of integers are multiples of {TILE_COLUMNS} columns (0 is the row)"
-            )
-    return activation_block if activation_block is not None else group_size or None
+def _check_columns(name: str, columns: int | None) -> None:
+    if columns and columns % TILE_COLUMNS:
+        raise UsageError(
+            f"{name} {columns}: blocks of integers are multiples of {TILE_COLUMNS} columns (0 is the row)"
+        )
 
 
 def _matrix(entry: BlockBits, columns: int, group_size: int | None, block: int | None) -> BlockBits:
@@ -65,10 +63,14 @@ def _matrix(entry: BlockBits, columns: int, group_size: int | None, block: int |
         return entry
     if entry.bits == FLOAT_BITS:
         raise UsageError(f"{entry.tensor} stays FP32, which integers cannot be; give it 1 to 8 bits")
-    grouped = group_size and columns % group_size == 0 and entry.bits < LEVEL_BITS
+    wanted = entry.group_size if group_size is None else group_size
+    _check_columns(f"{entry.tensor}: groups of", wanted)
+    if block is None:
+        block = wanted
+    grouped = wanted and wanted < columns and columns % wanted == 0 and entry.bits < LEVEL_BITS
     found = replace(
         entry,
-        group_size=group_size if grouped and group_size != columns else None,
+        group_size=wanted if grouped else None,
         quantizer=_quantizer(entry.quantizer, entry.bits),
         offset=False,
         scale_dtype=POW2,

@@ -7,7 +7,7 @@ The command line and ``tvmq.plan`` meet here; the rules are in ``planning``, ``p
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,13 +121,24 @@ def plan_tensors(
         InputError: the plan file cannot be used.
         UsageError: options that contradict each other or do not fit the tensors.
     """
+    if options.mode == "float" and options.activation_block is not None:
+        raise UsageError("--activation-block belongs to --mode block-int")
     if options.plan:
-        return _read_plan(options, tensors)
+        return _planned(_read_plan(options, tensors), tensors, options)
     if options.mode != "float":
         return _integer_plan(tensors, options, frequencies)
-    if options.activation_block is not None:
-        raise UsageError("--activation-block belongs to --mode block-int")
     return _float_plan(tensors, options, options.preset, frequencies)
+
+
+def _planned(plan: BitPlan, tensors: list[TensorInfo], options: PlanOptions) -> BitPlan:
+    """The plan of a file in the mode that the options name; one of the mode already stays as it is."""
+    if options.mode == "float":
+        return plan
+    if plan.mode != "float":
+        raise UsageError(f"{options.plan} is a plan of mode {plan.mode} already; leave out --mode")
+    from .integer_plan import integer_plan
+
+    return integer_plan(plan, tensors, group_size=None, activation_block=options.activation_block)
 
 
 def _integer_plan(
@@ -183,7 +194,8 @@ def _stored_plan(
 
 def _read_plan(options: PlanOptions, tensors: list[TensorInfo]) -> BitPlan:
     path = options.plan
-    if path is None or options != PlanOptions(plan=path):
+    wanted = replace(PlanOptions(plan=path), mode=options.mode, activation_block=options.activation_block)
+    if path is None or options != wanted:
         raise UsageError("--plan is used as it is; edit the file instead of adding other options for bits")
     try:
         plan = decode_plan(read_bytes(path, MAX_JSON_BYTES))
