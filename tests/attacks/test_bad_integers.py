@@ -195,6 +195,24 @@ def artifact(compiled_integers: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(compiled_integers, tmp_path / "x.tvmq"))
 
 
+@pytest.mark.parametrize("verb", ["embed", "classify"])
+def test_texts_longer_than_the_positions(
+    tvmq: Run, compiled_integers: Path, tmp_path: Path, verb: str
+) -> None:
+    """24 positions; with --truncate the text fits. A model without a head classifies nothing."""
+    text, out = tmp_path / "in.txt", tmp_path / "out"
+    text.write_text("hello\n" + "one two three " * 20 + "\n")
+    outcome = tvmq(verb, compiled_integers, "-i", text, "-o", out)
+    assert (outcome.code, outcome.err.count("\n"), outcome.out) == (3, 1, "")
+    assert not out.exists()
+    if verb == "embed":
+        assert outcome.err.startswith("error: line 2: text ")
+        assert "the model takes at most 24; split it" in outcome.err
+        assert tvmq(verb, compiled_integers, "-i", text, "-o", out, "--truncate").code == 0
+    else:
+        assert outcome.err.startswith("error: ")
+
+
 def spoil(artifact: Path, name: str, change: Callable[[Any], object]) -> None:
     """Changes one stored array."""
     path = artifact / "weights.safetensors"
