@@ -29,7 +29,7 @@ SIZES: dict[str, dict[str, int]] = {
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "8 bits": ("BertForSequenceClassification", {}),
     "groups": ("RobertaForTokenClassification", {"preset": "4-bit", "group_size": 64}),
-    "by word": ("DistilBertModel", {"bits": 3.5}),
+    "by word": ("DistilBertModel", {"bits": 2.4}),
     "FP32 head": ("BertForSequenceClassification", {"preset": "2-bit", "overrides": (("Head", 32),)}),
 }
 Run = Callable[..., Any]
