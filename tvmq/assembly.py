@@ -150,8 +150,17 @@ def tool_versions() -> Versions:
     return Versions(tool=__version__, tvm=version("apache-tvm"), llvm=str(llvm_version_major()))
 
 
-def stored_bits(infos: Sequence[TensorInfo], plan: BitPlan, arrays: Mapping[str, NDArray[Any]]) -> Bits:
-    """Sizes as they ship: every byte of the weights file's arrays, row padding and orders included."""
+def stored_bits(
+    infos: Sequence[TensorInfo],
+    plan: BitPlan,
+    arrays: Mapping[str, NDArray[Any]],
+    other_params: int | None = None,
+) -> Bits:
+    """Sizes as they ship: every byte of the weights file's arrays, row padding and orders included.
+
+    ``other_params`` are the parameters outside the plan, as FP32 has them; None where those are stored one
+    for one.
+    """
     blocks: dict[str, list[int]] = {}
     for info in infos:
         prefix = f"{info.name}:"
@@ -163,7 +172,7 @@ def stored_bits(infos: Sequence[TensorInfo], plan: BitPlan, arrays: Mapping[str,
     total = sum(a.nbytes for a in arrays.values())
     names = {info.name for info in infos}
     others = [a for name, a in arrays.items() if name.partition(":")[0] not in names]
-    fp32 = 4 * (planned + sum(a.size for a in others))
+    fp32 = 4 * (planned + (sum(a.size for a in others) if other_params is None else other_params))
     words = [entry for entry in plan.entries() if isinstance(entry, WordBits)]
     return Bits(
         bits_per_weight=round((total - sum(a.nbytes for a in others)) * 8 / planned, 4),

@@ -94,6 +94,10 @@ def quantize_checkpoint(
             raise UsageError(
                 f"{model} is a coded checkpoint already; compile it, or quantize the float model it came from"
             )
+        if plan.mode != "float":
+            raise UsageError(
+                f"weights of mode {plan.mode} are made when compiling; give the plan to tvmq compile"
+            )
         family = get_family(checkpoint.config)
         infos = family.tensors(family.read_config(checkpoint.config))
         plan.validate({info.name: info.shape for info in infos})

@@ -28,10 +28,11 @@ from .assembly import (
 )
 from .calibration import Calibration, word_counts
 from .checkpoint import Checkpoint
-from .errors import InputError, UsageError
+from .errors import InputError
 from .families import get_family
 from .integer_plan import BLOCK_INT
 from .integer_weights import IntegerBody
+from .model_plan import check_mode, other_params
 from .options import PoolingOptions, Progress, no_progress
 from .quantization import quantize_model
 from .store import atomic_dir
@@ -87,6 +88,7 @@ def compile_checkpoint(
         family = get_family(checkpoint.config)
         config = family.read_config(checkpoint.config)
         job = get_task(family.task).prepare(checkpoint, config, pooling)
+        check_mode(plan.mode, checkpoint, family)
         plan.validate({info.name: info.shape for info in family.tensors(config)})
         loaded = family.load(checkpoint)
         clock.start("export")
@@ -99,13 +101,16 @@ def compile_checkpoint(
         state = loaded.state_dict()
         body = None
         if plan.mode == BLOCK_INT:
-            body = _integer_body(common, plan, job, calibration, lambda name: state[name].numpy())
+            body = _integer_body(common, plan, job, calibration, lambda name: state[name].numpy(), dump_ir)
             common = body.graphs
         outside = plan if body is None else body.outside
         quantized = quantize_model(checkpoint, outside, counts, progress, calibration)
         whole = {} if body is None else body.arrays(counts, progress)
         clock.start("lower")
-        libraries = build_libraries(common, staging, plan, levels, tables, dump_ir, clock, job.planned)
+        try:
+            libraries = build_libraries(common, staging, plan, levels, tables, dump_ir, clock, job.planned)
+        except ValueError as error:  # of a pass: what the kernels cannot compute
+            raise InputError(str(error)) from error
         clock.start("pack")
         names = {name for taken in libraries.parameters.values() for name in taken}
         generated = {**job.generated(loaded), **computed_orders(names)}
@@ -125,7 +130,9 @@ def compile_checkpoint(
             workspaces=libraries.workspaces,
             generated=generated,
         )
-        bits = stored_bits(family.tensors(config), plan, arrays)
+        infos = family.tensors(config)
+        others = None if body is None else other_params(checkpoint, infos)
+        bits = stored_bits(infos, plan, arrays, others)
         manifest = _manifest(
             checkpoint, family.name, job.facts(), plan, tables, target, libraries.levels, weights, bits
         )
@@ -137,13 +144,17 @@ def compile_checkpoint(
 
 
 def _integer_body(
-    graphs: tvm.IRModule, plan: BitPlan, job: Job, calibration: Calibration | None, source: Source
+    graphs: tvm.IRModule,
+    plan: BitPlan,
+    job: Job,
+    calibration: Calibration | None,
+    source: Source,
+    dump_ir: Path | None,
 ) -> IntegerBody:
-    """The integer part of a model; UsageError where its task has none."""
-    if job.longest is None:
-        raise UsageError("mode block-int is for encoders; translate with the float mode")
+    """The integer part of a model; InputError for a plan that does not fit it."""
+    assert job.longest is not None, "checked by check_mode"
     try:
-        return IntegerBody.of(graphs, plan, job.longest, calibration, source)
+        return IntegerBody.of(graphs, plan, job.longest, calibration, source, dump_ir)
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -175,6 +186,7 @@ def _manifest(
             revision=str(checkpoint.config.get("_commit_hash") or ""),
         ),
         plan_sha256=plan_hash(plan),
+        mode=plan.mode,
         tables=tables,
         target=target,
         isa_levels=tuple(libraries),

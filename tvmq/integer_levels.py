@@ -2,9 +2,9 @@
 """Whole levels with a power of two per row: the 8-bit weights of the block-integer mode.
 
 ``weight ~ level * 2**exponent`` with levels in -127..127. Exponents are the least that fit, or one less with
-clipping where that is nearer. With the second moments of the inputs, columns are rounded one after the
-other by falling moment and errors are pushed to those that follow (GPTQ, Frantar et al. 2023; in the form
-of LDLQ, Chee et al. 2023, as in ``hessian``).
+clipping where that is nearer; rows of zeros have the lowest, so that they move no other row down. With the
+second moments of the inputs, columns are rounded one after the other by falling moment and errors are pushed
+to those that follow (GPTQ, Frantar et al. 2023; in the form of LDLQ, Chee et al. 2023, as in ``hessian``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from schedules.level_packing import LIMIT
 
 BLOCK = 64
 DAMPING = 0.01
-LOWEST = -100
+LOWEST, HIGHEST = -100, 127
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,20 +34,27 @@ class Levels:
         return np.ldexp(self.levels.astype(np.float32), self.exponents.astype(np.int32)[:, None])
 
 
-def quantize_levels(weight: NDArray[np.floating], moments: NDArray[np.floating] | None = None) -> Levels:
+def quantize_levels(
+    weight: NDArray[np.floating],
+    moments: NDArray[np.floating] | None = None,
+    least: NDArray[np.integer] | None = None,
+) -> Levels:
     """Rounds a matrix [n, k] to levels.
 
     Args:
         weight: finite.
         moments: [k, k], E[x x^T] of the inputs; None rounds every weight by itself.
+        least: int[n], exponents that rows have at least (their biases need them).
 
     Raises:
-        ValueError: weights that are not finite or beyond 127 * 2**127, moments that are not positive.
+        ValueError: weights that are not finite, exponents beyond 127, moments that are not positive.
     """
     w = np.asarray(weight, np.float64)
     if not np.isfinite(w).all():
         raise ValueError("the weight holds NaN or infinite values (quantizing needs finite numbers)")
-    exponents = _exponents(w)
+    exponents = _exponents(w) if least is None else np.maximum(_exponents(w), least)
+    if exponents.max(initial=0) > HIGHEST:
+        raise ValueError("a weight or bias is too large for 8-bit exponents (rescale the model)")
     scaled = np.ldexp(w, -exponents[:, None])
     levels = _rounded(scaled) if moments is None else _compensated(scaled, moments)
     return Levels(levels=levels.astype(np.int8), exponents=exponents.astype(np.int8))
@@ -60,10 +67,8 @@ def _rounded(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
 def _exponents(w: NDArray[np.float64]) -> NDArray[np.int64]:
     """int64[n]: the exponent of each row, of two, that rounds it best."""
     peak = np.abs(w).max(axis=1, initial=0)
-    fits = np.maximum(np.frexp(peak / LIMIT)[1].astype(np.int64), LOWEST)
-    fits -= (peak > 0) & (np.ldexp(LIMIT + 0.5, fits - 1) > peak)
-    if fits.max(initial=0) > 127:
-        raise ValueError("a weight is too large for 8-bit exponents (rescale the model)")
+    fits = np.where(peak > 0, np.maximum(np.frexp(peak / LIMIT)[1].astype(np.int64), LOWEST), LOWEST)
+    fits -= (fits > LOWEST) & (np.ldexp(LIMIT + 0.5, fits - 1) > peak)
     errors = [_error(w, fits), _error(w, fits - 1)]
     return fits - ((errors[1] < errors[0]) & (fits > LOWEST))
 

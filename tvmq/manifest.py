@@ -139,9 +139,10 @@ class Manifest(Part, frozen=True, kw_only=True):
     """An artifact's description.
 
     ``architecture`` holds the plain figures of the model (max_source, max_target, vocab, d_model,
-    layers, heads, ...); ``labels`` are the names of a classifier's classes, by their numbers; ``files`` maps
-    every other file of the folder, by its path with ``/``, to its size and hash. ``schema``, ``files`` and
-    ``digest`` are filled in when the manifest is written.
+    layers, heads, ...); ``mode`` is the plan's: what is between the matrices; ``labels`` are the names of a
+    classifier's classes, by their numbers; ``files`` maps every other file of the folder, by its path with
+    ``/``, to its size and hash. ``schema``, ``files`` and ``digest`` are filled in when the manifest is
+    written.
     """
 
     schema: int = SCHEMA
@@ -149,6 +150,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     family: Name
     model: Model
     plan_sha256: Sha256
+    mode: Literal["float", "block-int"] = "float"
     tables: Literal["int8", "exact"]
     target: Text
     isa_levels: Annotated[tuple[IsaLevel, ...], Meta(min_length=1, max_length=64)]
@@ -202,6 +204,8 @@ def _check(document: dict[str, Any]) -> Manifest:
 def _encode(manifest: Manifest) -> bytes:
     document = msgspec.to_builtins(manifest)
     document["weights"]["parameters"] = encode_names(manifest.weights.parameters)
+    if manifest.mode == "float":
+        del document["mode"]  # written as before there were modes
     if not manifest.labels:
         del document["labels"]  # models without classes are written as they were before there were any
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relay_passes.bit_plan import MAX_JSON_BYTES, BitPlan, WordBits, decode_plan
+from relay_passes.bit_plan import MAX_JSON_BYTES, BitPlan, Mode, WordBits, decode_plan
 
 from .checkpoint import Checkpoint, read_frequencies
 from .errors import InputError, UsageError
-from .families import TensorInfo, get_family
+from .families import Family, TensorInfo, get_family
 from .options import PlanOptions
 from .planning import make_plan
 from .size import FLOAT_BYTES, SizeReport, predict_size
@@ -47,7 +47,7 @@ class PlanReport:
     @property
     def fp32_bytes(self) -> int:
         """The same parameters in FP32."""
-        return self.size.weights * FLOAT_BYTES + self.size.other_bytes
+        return (self.size.weights + self.size.other_params) * FLOAT_BYTES
 
     @property
     def ratio(self) -> float:
@@ -58,6 +58,7 @@ class PlanReport:
         """The object that ``tvmq compile --dry-run --json`` prints, with the keys of ``inspect``."""
         return {
             "source": self.plan.source,
+            "mode": self.plan.mode,
             "bits_per_weight": round(self.size.bits_per_weight, 4),
             "size_bytes": self.size.bytes,
             "fp32_bytes": self.fp32_bytes,
@@ -93,7 +94,9 @@ def plan_model(model: Path, options: PlanOptions) -> PlanReport:
         plan = _stored_plan(checkpoint, checkpoint.plan, options, tensors)
     else:
         frequencies = None if options.plan else _frequencies(checkpoint, options)
+        check_mode(options.mode, checkpoint, family)
         plan = plan_tensors(tensors, options, frequencies)
+    check_mode(plan.mode, checkpoint, family)
     return report_plan(checkpoint, tensors, plan, frequencies)
 
 
@@ -104,12 +107,34 @@ def report_plan(
     frequencies: NDArray[np.integer] | None,
 ) -> PlanReport:
     """A plan of ``tensors``, which are all the matrices of ``checkpoint``, with its predicted size."""
+    others = _others(checkpoint, tensors)
+    integers = None
+    if plan.mode != "float":
+        from .integer_size import other_bytes
+
+        integers = other_bytes(others, tensors)
     return PlanReport(
         plan=plan,
-        size=predict_size(tensors, plan, other_params(checkpoint, tensors)),
+        size=predict_size(tensors, plan, _params(others), integers),
         widths=_widths(plan),
         frequencies=frequencies,
     )
+
+
+def check_mode(mode: Mode, checkpoint: Checkpoint, family: Family) -> None:
+    """UsageError or InputError where a model cannot be compiled in ``mode``."""
+    if mode == "float":
+        return
+    if family.task != "encode":
+        raise UsageError(f"mode {mode} is for encoders; compile a {family.name} model with mode float")
+    if checkpoint.plan is not None:
+        raise UsageError(
+            f"{checkpoint.path} is a coded checkpoint, whose codes mode {mode} cannot use; compile the "
+            "float model it came from"
+        )
+    from .integer_plan import check_encoder
+
+    check_encoder(family.read_config(checkpoint.config))
 
 
 def plan_tensors(
@@ -150,7 +175,7 @@ def _integer_plan(
     return integer_plan(
         _float_plan(tensors, options, preset, frequencies),
         tensors,
-        group_size=options.group_size,
+        group_size=options.group_size or 0,
         activation_block=options.activation_block,
     )
 
@@ -183,7 +208,7 @@ def _stored_plan(
         raise UsageError(
             f"{checkpoint.path} is a coded checkpoint, its bits are fixed; leave out the options for bits "
             "(--preset, --bits, --plan, --set, --quantizer, --group-size, --offset, --scale-dtype, "
-            "--outliers, --frequencies, --text) or take the float model"
+            "--outliers, --frequencies, --text, --mode, --activation-block) or take the float model"
         )
     try:
         plan.validate({info.name: info.shape for info in tensors})
@@ -200,6 +225,10 @@ def _read_plan(options: PlanOptions, tensors: list[TensorInfo]) -> BitPlan:
     try:
         plan = decode_plan(read_bytes(path, MAX_JSON_BYTES))
         plan.validate({info.name: info.shape for info in tensors})
+        if plan.mode != "float":
+            from .integer_plan import check_integer_plan
+
+            check_integer_plan(plan)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     return plan
@@ -221,9 +250,18 @@ def _frequencies(checkpoint: Checkpoint, options: PlanOptions) -> NDArray[np.int
 
 def other_params(checkpoint: Checkpoint, tensors: list[TensorInfo]) -> int:
     """Parameters that the model computes with and that are never quantized: biases, norms, small tables."""
+    return _params(_others(checkpoint, tensors))
+
+
+def _others(checkpoint: Checkpoint, tensors: list[TensorInfo]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what ``other_params`` counts."""
     family = get_family(checkpoint.config)
     used = family.shapes(family.read_config(checkpoint.config)).keys() - {info.name for info in tensors}
-    return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names() if name in used)
+    return {name: checkpoint.shape(name) for name in checkpoint.names() if name in used}
+
+
+def _params(shapes: dict[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _widths(plan: BitPlan) -> dict[str, str]:

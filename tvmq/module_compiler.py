@@ -84,6 +84,8 @@ def compile_module(
         frequencies = _frequencies(options)
         infos = graph.tensors(frequencies)
         plan = plan_tensors(infos, options.plan, frequencies)
+        if plan.mode != "float":
+            raise UsageError(f"mode {plan.mode} is for folders of encoders; compile a module with mode float")
         source = _Tensors(exported.state, transposed_tensors(graphs))
         clock.start("quantize")
         quantized = quantize_model(source, plan, frequencies, progress)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ordered list of passes, in phases; the IR after each phase can be written to a folder.
 
-Phases: 0 imported, 1 annotated (plan attached), 2 lowered (kernels of ``schedules``),
-3 legalised and fused (what is left of Relax becomes TensorIR). ``build`` compiles the result.
+Phases: 0 imported, 1 annotated (plan attached; in mode block-int then exponents), 2 lowered (kernels of
+``schedules``), 3 legalised and fused (what is left of Relax becomes TensorIR). ``build`` compiles the result.
 """
 
 from __future__ import annotations
@@ -109,10 +109,12 @@ def make_dump_folder(path: Path) -> None:
         raise InputError(f"cannot write IR to {path}: {error.strerror} (name a folder)") from error
 
 
-def run_phase(module: tvm.IRModule, phase: Phase) -> tvm.IRModule:
-    """Runs the passes of one phase that needs no target."""
+def run_phase(module: tvm.IRModule, phase: Phase, dump: Path | None = None) -> tvm.IRModule:
+    """Runs the passes of one phase; with ``dump``, writes ``<phase>.py`` there."""
     for step in phase.passes:
         module = step(module)
+    if dump is not None:
+        atomic_write(dump / f"{phase.name}.py", module.script() + "\n")
     return module
 
 
@@ -120,8 +122,5 @@ def run(module: tvm.IRModule, phases: Sequence[Phase], target: Any, dump: Path |
     """Runs the phases in order; with ``dump``, writes ``<phase>.py`` after each."""
     with target:
         for phase in phases:
-            for step in phase.passes:
-                module = step(module)
-            if dump is not None:
-                atomic_write(dump / f"{phase.name}.py", module.script() + "\n")
+            module = run_phase(module, phase, dump)
     return module

@@ -54,7 +54,7 @@ def quantize_model(
     stored = _stored(source, plan)
     order = word_order(plan, frequencies) if stored is None else None
     if stored is None:
-        _check_calibration(entries, calibration)
+        check_calibration(entries, calibration)
     done, result = 0, {}
     progress("quantize", 0, sum(sizes))
     for entry, size in zip(entries, sizes, strict=True):
@@ -137,7 +137,7 @@ def quantize_words(
     return WordPlanes(order=order, segments=tuple(segments))
 
 
-def _check_calibration(entries: Sequence[BlockBits | WordBits], calibration: Calibration | None) -> None:
+def check_calibration(entries: Sequence[BlockBits | WordBits], calibration: Calibration | None) -> None:
     """UsageError where codes need a calibration and there is none, before any work is done."""
     needing = [entry for entry in entries if entry.quantizer in NEED_MOMENTS]
     if needing and calibration is None:

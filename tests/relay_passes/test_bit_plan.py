@@ -22,28 +22,46 @@ COMMON: dict[str, Any] = {
     "scale_dtype": st.sampled_from(["float16", "float32", "pow2"]),
     "outliers": st.sampled_from([0.0, 0.05, 0.45, 5.0]),
 }
+ACTIVATIONS: dict[str, Any] = {
+    "activation_bits": st.integers(2, 8),
+    "activation_block": st.none() | st.integers(1, 1 << 24),
+}
 
 
 @st.composite
 def plans(draw: st.DrawFn) -> BitPlan:
     names = draw(st.lists(NAMES, unique=True, max_size=6))
     split = draw(st.integers(0, len(names)))
+    mode = draw(st.sampled_from(["float", "block-int"]))
     blocks = [
-        BlockBits(tensor=name, bits=draw(st.sampled_from([1, 2, 3, 4, 8, 32])), **_common(draw))
+        BlockBits(
+            tensor=name,
+            bits=draw(st.sampled_from([1, 2, 3, 4, 8, 32])),
+            **_drawn(draw, ACTIVATIONS),
+            **_common(draw, mode),
+        )
         for name in names[:split]
     ]
     cluster = st.tuples(st.integers(1, 1 << 20), st.integers(1, 8))
     words = [
         WordBits(
-            tensor=name, clusters=tuple(draw(st.lists(cluster, min_size=1, max_size=4))), **_common(draw)
+            tensor=name,
+            clusters=tuple(draw(st.lists(cluster, min_size=1, max_size=4))),
+            **_common(draw, mode),
         )
         for name in names[split:]
     ]
-    return BitPlan(schema=1, blocks=tuple(blocks), words=tuple(words), source=draw(st.text(max_size=20)))
+    source = draw(st.text(max_size=20))
+    return BitPlan(schema=1, mode=mode, blocks=tuple(blocks), words=tuple(words), source=source)
 
 
-def _common(draw: st.DrawFn) -> dict[str, Any]:
-    return {name: draw(strategy) for name, strategy in COMMON.items()}
+def _common(draw: st.DrawFn, mode: str) -> dict[str, Any]:
+    found = _drawn(draw, COMMON)
+    return found if mode == "float" else found | {"outliers": 0.0}
+
+
+def _drawn(draw: st.DrawFn, strategies: dict[str, Any]) -> dict[str, Any]:
+    return {name: draw(strategy) for name, strategy in strategies.items()}
 
 
 def example() -> BitPlan:
@@ -90,6 +108,33 @@ def test_a_plan_without_outliers_is_written_as_before_there_were_any() -> None:
     assert b'"outliers":0.1' in encode_plan(decode_plan(sparse))
 
 
+def test_a_float_plan_is_written_as_before_there_were_modes() -> None:
+    data = encode_plan(example())
+    for field in (b"mode", b"activation_bits", b"activation_block"):
+        assert field not in data
+    plain = decode_plan(data)
+    assert (plain.mode, plain.blocks[0].activation_bits, plain.blocks[0].activation_block) == ("float", 8, 64)
+
+
+def test_fields_of_the_block_integer_mode() -> None:
+    """Written where they differ from what is usual; null is the whole row."""
+    base = example()
+    first = replace(base.blocks[0], activation_bits=6, activation_block=None)
+    plan = replace(base, mode="block-int", blocks=(first, base.blocks[1]))
+    lines = encode_plan(plan).decode().splitlines()
+    assert '"mode": "block-int",' in [line.strip() for line in lines]
+    assert [line.endswith('"activation_bits":6,"activation_block":null},') for line in lines].count(True) == 1
+    assert sum("activation" in line for line in lines) == 1
+    assert decode_plan("\n".join(lines).encode()) == plan
+    assert plan_hash(plan) != plan_hash(replace(plan, mode="float")) != plan_hash(base)
+    assert decode_plan(edited(blocks__0__activation_block=128)).blocks[0].activation_block == 128
+
+
+def test_the_block_integer_mode_has_no_outliers() -> None:
+    with pytest.raises(ValueError, match="mode block-int has no outliers beside the planes"):
+        decode_plan(edited(mode="block-int", blocks__0__outliers=0.1))
+
+
 @pytest.mark.parametrize("percent", [-0.1, 5.1, float("nan"), float("inf")])
 def test_impossible_outliers(percent: float) -> None:
     with pytest.raises(ValueError, match=r"a: .* percent of outliers \(expected 0 to 5\)"):
@@ -125,8 +170,9 @@ JSON = st.recursive(
     max_leaves=5,
 )
 PATHS = [
-    *("schema", "source", "blocks", "words", "blocks__0", "words__0", "words__0__clusters__1"),
+    *("schema", "source", "mode", "blocks", "words", "blocks__0", "words__0", "words__0__clusters__1"),
     *(f"blocks__0__{key}" for key in ("tensor", "bits", "group_size", "offset", "scale_dtype")),
+    *(f"blocks__0__activation_{key}" for key in ("bits", "block")),
     *(f"words__0__{key}" for key in ("tensor", "clusters", "clusters__0", "clusters__0__1")),
 ]
 
@@ -160,6 +206,21 @@ def test_replaced_values_give_a_plan_or_a_value_error(path: str, value: Any) -> 
         (edited(blocks__0__bits=True), "Expected `int`, got `bool`"),
         (edited(blocks__0__group_size=0), "a: group size 0 is impossible"),
         (edited(blocks__0__group_size=1 << 40), "a: group size 1099511627776 is impossible"),
+        (edited(mode="int8"), "Invalid enum value 'int8'"),
+        (edited(mode=None), "not a bit plan"),
+        (edited(words__0__activation_bits=4), r"unknown field `activation_bits` - at `\$.words\[0\]`"),
+        (
+            edited(blocks__0__activation_bits=1),
+            r"a: activations of 1 bits .* \(expected 2 to 8\)",
+        ),
+        (edited(blocks__0__activation_bits=9), "a: activations of 9 bits are impossible"),
+        (edited(blocks__0__activation_bits=None), "not a bit plan: Expected `int`, got `null`"),
+        (
+            edited(blocks__0__activation_block=0),
+            r"a: blocks of 0 columns .* \(expected 1 or more",
+        ),
+        (edited(blocks__0__activation_block=1 << 25), "a: blocks of 33554432 columns are impossible"),
+        (edited(blocks__0__activation_block="all"), r"not a bit plan: Expected `int \| null`, got `str`"),
         (edited(blocks__0__scale_dtype="int8"), "Invalid enum value 'int8'"),
         (edited(blocks__0__tensor=""), "a tensor name has 0 characters"),
         (edited(blocks__1__tensor="a"), "the plan names a tensor more than once: a"),

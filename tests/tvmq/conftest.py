@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lowered``: any set of graphs through all passes, compiled in memory and run on TVM's virtual machine."""
+"""``lowered``: any set of graphs through all passes, compiled in memory and run on TVM's virtual machine.
+
+``stored_levels``: the weights of mode block-int back from the arrays that its kernels read.
+"""
 
 from __future__ import annotations
 
@@ -109,6 +112,41 @@ class Lowered:
 def lowered() -> type[Lowered]:
     """``lowered(graphs, plan, state, "int8")(function, *inputs)``."""
     return Lowered
+
+
+@pytest.fixture(scope="session")
+def stored_levels() -> Callable[..., NDArray[np.int8]]:
+    """``stored_levels(arrays, "fc.weight", (n, k))``: int8[n, k] of a matrix, from levels or from planes."""
+
+    def read(arrays: Mapping[str, NDArray[Any]], tensor: str, shape: tuple[int, int]) -> NDArray[np.int8]:
+        if f"{tensor}:levels" in arrays:
+            found = _unpacked_levels(arrays[f"{tensor}:levels"])
+        else:
+            found = _unpacked_planes(arrays[f"{tensor}:keys"], arrays[f"{tensor}:alphas"])
+        n, k = shape
+        assert not found[n:, :k].any()
+        return found[:n, :k]
+
+    return read
+
+
+def _unpacked_levels(packed: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Panels of 32 rows, tiles of 16 rows x 64 columns in quads of columns."""
+    panels, steps = packed.shape[:2]
+    tiles = packed.reshape(panels, steps, 2, 16, 16, 4)
+    return tiles.transpose(0, 2, 4, 1, 3, 5).reshape(panels * 32, steps * 64)
+
+
+def _unpacked_planes(keys: NDArray[np.uint8], alphas: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Sums of binary planes: a byte of keys is two times four columns of a row."""
+    blocks, bits, steps = keys.shape[:3]
+    pairs = keys.reshape(blocks, bits, steps, 4, 16, 4)
+    quads = np.concatenate([pairs & 15, pairs >> 4], axis=-1)
+    ones = quads[..., None] >> np.arange(4, dtype=np.uint8) & 1
+    ones = ones.transpose(1, 0, 3, 4, 2, 5, 6).reshape(bits, blocks * 64, alphas.shape[2], -1)
+    factors = alphas.transpose(1, 0, 3, 2).reshape(bits, blocks * 64, -1, 1).astype(int)
+    sums = np.where(ones == 1, factors, -factors).sum(axis=0)
+    return sums.reshape(blocks * 64, -1).astype(np.int8)
 
 
 @pytest.fixture(scope="session")

@@ -140,6 +140,7 @@ def plan_tables(report: PlanReport) -> tuple[Table, str, Table]:
         table.add_row(block.name, report.widths[block.name], stored, f"{block.weights:,}", size)
     rows = {
         "plan": report.plan.source,
+        "mode": report.plan.mode,
         "predicted size": f"{report.size.bytes / MB:.2f} MB of {report.fp32_bytes / MB:.1f} MB in FP32",
         "ratio": f"{report.ratio:.1f} times smaller",
         "bits per weight": f"{report.size.bits_per_weight:.2f} (scales, offsets and word order included)",

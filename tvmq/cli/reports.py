@@ -105,6 +105,7 @@ def inspect(artifact: Artifact, json_output: Json = False, verbose: Verbose = 0)
         "bits per weight": f"{value['bits_per_weight']:.2f} (scales, offsets and tables included)",
         "word bits": ", ".join(words) or "the same for all",
         "ISA levels": ", ".join(value["isa_levels"]),
+        "mode": str(value["mode"]),
         "tables": str(value["tables"]),
         "family": str(value["family"]),
         "model": _model_line(value["model"]),

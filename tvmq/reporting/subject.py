@@ -17,10 +17,12 @@ from relay_passes.bit_plan import (
     MAX_JSON_BYTES,
     BitPlan,
     BlockBits,
+    Mode,
     WordBits,
     decode_plan,
     plan_hash,
 )
+from schedules.level_packing import PANEL_ROWS, TILE_COLUMNS
 from schedules.packing import BLOCK_ROWS, STEP_COLUMNS
 from tvmq import artifact, manifest
 from tvmq.checkpoint import Checkpoint
@@ -29,16 +31,19 @@ from tvmq.families import TensorInfo, get_family
 from tvmq.model_plan import plan_model, report_plan
 from tvmq.options import PlanOptions
 from tvmq.sensitivity_table import Coding
-from tvmq.size import entry_bytes, order_bytes
+from tvmq.size import order_bytes, planned_bytes
 from tvmq.store import read_bytes, show
 from tvmq.tensor_file import TensorEntry, TensorFile
 from tvmq.word_bits import Clusters
 
 Kind = Literal["plan", "coded checkpoint", "artifact"]
 EMBEDDING = "Emb"
-_PLANES, _ORDER = ("keys",), ("order",)
-_SCALES = ("scales", "exponents", "offsets", "starts", "places", "values")
-"""Scales and outliers."""
+_PLANES, _ORDER = ("keys", "levels", "row_bits", "row_levels"), ("order", "rank")
+_SCALES = (
+    *("scales", "exponents", "offsets", "starts", "places", "values"),
+    *("alphas", "group_shifts", "row_alphas", "row_exponents", "row_shifts", "top"),
+)
+"""Scales and outliers; those of mode block-int."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +51,7 @@ class Parts:
     """Bytes of a matrix, or of many, by what they hold.
 
     Attributes:
-        planes: signs.
+        planes: signs, or whole levels.
         scales: scales, offsets and outliers.
         orders: which stored row is which word.
         floats: values that stay floats.
@@ -168,7 +173,7 @@ def _of_folder(folder: Path, plan: Path | None) -> Subject:
         name=folder.resolve().name,
         kind="coded checkpoint" if coded else "plan",
         plan=chosen,
-        matrices=tuple(_planned(info, entries[info.name]) for info in tensors),
+        matrices=tuple(_planned(info, entries[info.name], chosen.mode) for info in tensors),
         blocks={block.name: (block.bits_per_weight, block.weights) for block in found.size.blocks},
         bytes=found.size.bytes,
         fp32_bytes=found.fp32_bytes,
@@ -181,8 +186,8 @@ def _of_folder(folder: Path, plan: Path | None) -> Subject:
     )
 
 
-def _planned(info: TensorInfo, entry: BlockBits | WordBits) -> Matrix:
-    size = entry_bytes(entry, info.shape)
+def _planned(info: TensorInfo, entry: BlockBits | WordBits, mode: Mode) -> Matrix:
+    size = planned_bytes(info, entry, mode)
     clusters = clusters_of(entry, info.shape[0])
     if clusters[0][1] == FLOAT_BITS:
         return Matrix(info=info, clusters=clusters, coding=None, parts=Parts(floats=size))
@@ -282,6 +287,10 @@ def _shape(arrays: Mapping[str, TensorEntry]) -> tuple[int, int]:
             return shape[0] * BLOCK_ROWS, shape[2] * STEP_COLUMNS
         if name.endswith(":packed") and len(shape) == 3:
             return shape[0] * shape[2], shape[1]
+        if name.endswith(":levels") and len(shape) == 4:
+            return shape[0] * PANEL_ROWS, shape[1] * TILE_COLUMNS
+        if name.endswith(":row_bits") and len(shape) == 3:
+            return shape[0], shape[2] * 8
     largest = max((array.shape for array in arrays.values()), key=math.prod)
     return largest[0] if largest else 1, math.prod(largest[1:])
 
