@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .tir import LANES, T, isplat
+from .tir import LANES, T, as_type, isplat, splat
 
 SEGMENTS = 64
 HALF_TABLE = SEGMENTS // 2
@@ -92,13 +92,14 @@ def lookup(table: Any, index: Any, isa: str) -> Any:
 
 
 class ExpTable:
-    """``2**-distance`` of int32x16 in Q16 (>= 0) as Q15."""
+    """``2**-distance`` of 16 lanes in Q16, read as uint32, as Q15."""
 
     def __init__(self, table: Any, isa: str) -> None:
         self._table, self._isa = table, isa
 
     def __call__(self, distance: Any) -> Any:
-        capped = T.Bind(T.min(distance, isplat((32 << EXP_BITS) - 1)))
+        largest = splat(T.uint32((32 << EXP_BITS) - 1))
+        capped = T.Bind(as_type(T.min(as_type(distance, "uint32x16"), largest), "int32x16"))
         index = T.bitwise_and(T.shift_right(capped, isplat(_EXP_SEGMENT)), isplat(SEGMENTS - 1))
         entry = T.Bind(lookup(self._table, index, self._isa))
         step = T.bitwise_and(entry, isplat((1 << _EXP_STEP_BITS) - 1))
