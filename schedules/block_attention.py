@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .block_format import down_shift, emit_bit_length, emit_down_shift, magnitude
+from .block_format import PACKED, down_shift, emit_bit_length, emit_down_shift, magnitude, pack_bytes
 from .integer_tables import EXP_BITS, ExpTable, exp2
 from .intrin_amx import TOKENS, AmxDot
 from .intrin_dot_x86 import Levels, Rows, dot_product
 from .level_packing import PANEL_ROWS, QUAD, TILE_BYTES, TILE_COLUMNS, padded_columns
 from .lut_table import tree_reduce
 from .packing import BLOCK_ROWS, TILE_ROWS
-from .rounding_shift import clamp_shift, clamp_shifts, rounding_half, shift_round, vector_shift_round
+from .rounding_shift import clamp_shift, clamp_shifts, psrav, rounding_half, shift_round, vector_shift_round
 from .tir import LANES, KernelBuilder, T, as_type, body, isplat, load, put, scratch, splat, store
 
 WEIGHT_DOWN = 8
@@ -158,6 +158,7 @@ class _Head:
         self.first, self.count = first, count
         self.head, self.base = head, T.Bind(head * spec.head_width)
         self.blocks = T.Bind(T.floordiv(count + (BLOCK_ROWS - 1), BLOCK_ROWS))
+        self.packs = isa in ("avx512_vbmi", "amx")
         self.dot = AmxDot() if isa == "amx" else dot_product(isa)
         self.padded = padded_columns(spec.head_width)
         self.steps = self.padded // TILE_COLUMNS
@@ -230,9 +231,14 @@ class _Head:
         shift = emit_down_shift(T.Bind(tree_reduce(peak, LANES, T.max)))
         put(places, place, x_exponents[self.first + t] + shift)
         wide = T.Bind(splat(shift))
-        half = T.Bind(rounding_half(wide, LANES))
-        for c, vector in zip(vectors, loaded, strict=True):
-            store(out, (row, c), T.Cast("int8x16", vector_shift_round(vector, wide, half)), LANES)
+        half = T.Bind(splat(T.Bind(rounding_half(shift, 1))))
+        if self.packs and len(loaded) % PACKED == 0:
+            for i in range(0, len(loaded), PACKED):
+                parts = [psrav(vector + half, wide) for vector in loaded[i : i + PACKED]]
+                store(out, (row, i * LANES), pack_bytes(parts), PACKED * LANES)
+        else:
+            for c, vector in zip(vectors, loaded, strict=True):
+                store(out, (row, c), T.Cast("int8x16", vector_shift_round(vector, wide, half)), LANES)
         for c in range(self.spec.head_width, self.padded, LANES):
             store(out, (row, c), T.broadcast(T.int8(0), LANES), LANES)
 
@@ -358,13 +364,24 @@ class _Head:
         store(total, (0,), isplat(0), LANES)
         top = T.Bind(tree_reduce(load(self.scores, (t, self.spec.keys), LANES), LANES, T.max))
         wide, exp = T.Bind(splat(top)), ExpTable(self.table, self.isa)
-        with T.serial(0, T.floordiv(self.count + (LANES - 1), LANES)) as v:
-            key = T.Bind(v * LANES)
+        vectors = T.floordiv(self.count + (LANES - 1), LANES)
+        whole = T.Bind(T.floordiv(vectors, PACKED)) if self.packs else T.int64(0)
+
+        def weights(key: Any) -> Any:
             p = T.Bind(exp(T.Bind(wide - load(self.scores, (t, key), LANES))))
             store(total, (0,), load(total, (0,), LANES) + p, LANES)
             shifts, half = self._of_keys(_WEIGHT_SHIFT, key), self._of_keys(_WEIGHT_HALF, key)
-            weight = T.min(vector_shift_round(p, shifts, half), isplat(127))
-            store(self.weights, (t, key), T.Cast("int8x16", weight), LANES)
+            return vector_shift_round(p, shifts, half)
+
+        if self.packs:
+            with T.serial(0, whole) as i:
+                key = T.Bind(i * (PACKED * LANES))
+                packed = pack_bytes([T.Bind(weights(key + v * LANES)) for v in range(PACKED)])
+                store(self.weights, (t, key), packed, PACKED * LANES)
+        with T.serial(whole * PACKED, vectors) as v:
+            key = T.Bind(v * LANES)
+            weight = T.Cast("int8x16", T.min(weights(key), isplat(127)))
+            store(self.weights, (t, key), weight, LANES)
         put(self.sums, (t,), tree_reduce(load(total, (0,), LANES), LANES, lambda a, b: a + b))
 
     def _finish(self, t: Any, token: Any, block: Any, y: Any, y_exponents: Any) -> None:

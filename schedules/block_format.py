@@ -218,7 +218,7 @@ class _Fine:
 
 
 def pack_bytes(vectors: list[Any]) -> Any:
-    """int8x64 of four int32x16 in -128..127 on AVX-512: half of what four conversions cost."""
+    """int8x64 of four int32x16, limited to -128..127, on AVX-512: half of what four conversions cost."""
     pairs = [
         T.call_llvm_pure_intrin("int16x32", "llvm.x86.avx512.packssdw.512", *vectors[i : i + 2])
         for i in (0, 2)
