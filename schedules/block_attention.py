@@ -10,6 +10,7 @@ exponents go into the weights. One integer division per row gives the reciprocal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,21 +18,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .block_format import down_shift, emit_bit_length, emit_down_shift, magnitude
+from .block_format import PACKED, down_shift, emit_bit_length, emit_down_shift, magnitude, pack_bytes
 from .integer_tables import EXP_BITS, ExpTable, exp2
+from .intrin_amx import TOKENS, AmxDot
 from .intrin_dot_x86 import Levels, Rows, dot_product
 from .level_packing import PANEL_ROWS, QUAD, TILE_BYTES, TILE_COLUMNS, padded_columns
 from .lut_table import tree_reduce
 from .packing import BLOCK_ROWS, TILE_ROWS
-from .rounding_shift import clamp_shift, clamp_shifts, rounding_half, shift_round, vector_shift_round
+from .rounding_shift import clamp_shift, clamp_shifts, psrav, rounding_half, shift_round, vector_shift_round
 from .tir import LANES, KernelBuilder, T, as_type, body, isplat, load, put, scratch, splat, store
 
 WEIGHT_DOWN = 8
 """Q15 probabilities to int8."""
 OUTPUT_EXPONENT = -22
 """Of the result, beside that of the head's values."""
-LOWEST = -(1 << 30)
+LOWEST = -(1 << 31)
+"""The score of keys that a sentence does not have; exp2 gives 0 at any distance from it."""
 SUM_BITS = 15
+_NEVER = -(1 << 30)
+"""Below all exponents."""
+_KEY_FIELDS = 5
+_KEY_EXPONENT, _VALUE_EXPONENT, _THERE, _WEIGHT_SHIFT, _WEIGHT_HALF = range(_KEY_FIELDS)
+"""What is kept of every key; there: all bits set if the sentence has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +144,7 @@ def block_attention(spec: BlockAttentionSpec, isa: str, name: str = "block_atten
             with T.parallel(0, spec.heads) as head:
                 emitter = _Head(spec, isa, table, first, count, head)
                 emitter.pack(*sources[2:])
-                emitter.rows(sources[0], sources[1], y, y_exponents)
+                emitter.attend(sources[0], sources[1], y, y_exponents)
     return kernel.result
 
 
@@ -150,14 +158,16 @@ class _Head:
         self.first, self.count = first, count
         self.head, self.base = head, T.Bind(head * spec.head_width)
         self.blocks = T.Bind(T.floordiv(count + (BLOCK_ROWS - 1), BLOCK_ROWS))
-        self.dot = dot_product("avx512_vbmi" if isa == "amx" else isa)
+        self.packs = isa in ("avx512_vbmi", "amx")
+        self.dot = AmxDot() if isa == "amx" else dot_product(isa)
         self.padded = padded_columns(spec.head_width)
         self.steps = self.padded // TILE_COLUMNS
         self.value_blocks = self.padded // BLOCK_ROWS
         self._allocate()
 
     def _allocate(self) -> None:
-        spec, tile = self.spec, self.dot.token_tiles[0]
+        spec = self.spec
+        tile = TOKENS if isinstance(self.dot, AmxDot) else self.dot.token_tiles[0]
 
         def buffer(shape: list[int], dtype: str) -> Any:
             return T.alloc_buffer(shape, dtype, align=64, layout=None)
@@ -165,31 +175,52 @@ class _Head:
         key_steps = spec.keys // TILE_COLUMNS
         self.keys = buffer([spec.keys // PANEL_ROWS, self.steps, 2, TILE_BYTES], "int8")
         self.values = buffer([self.padded // PANEL_ROWS, key_steps, 2, TILE_BYTES], "int8")
-        self.key_exponents = buffer([spec.keys], "int32")
-        self.value_exponents = buffer([spec.keys], "int32")
+        self.of_keys = buffer([_KEY_FIELDS, spec.keys], "int32")
         self.four = buffer([QUAD, self.padded], "int8")
         self.queries = buffer([tile, self.padded], "int8")
-        self.scores = buffer([tile, spec.keys], "int32")
+        self.query_exponents, self.sums = buffer([1, tile], "int32"), buffer([tile], "int32")
+        self.scores = buffer([tile, spec.keys + LANES], "int32")
         self.weights = buffer([tile, spec.keys], "int8")
 
     def pack(self, k: Any, k_exponents: Any, v: Any, v_exponents: Any) -> None:
         """Quantizes keys and values into the layout that the dot product reads."""
-        top = scratch((1,), "int32")
-        put(top, (0,), T.int32(LOWEST))
+        tops = scratch((3,), "int32")
+        for i in range(3):
+            put(tops, (i,), T.int32(_NEVER))
         with T.serial(0, T.floordiv(self.count + (QUAD - 1), QUAD)) as quad, T.serial(0, QUAD) as i:
             t = T.Bind(quad * QUAD + i)
             with T.If(t < self.count), T.Then():
-                self._quantize(k, k_exponents, t, self.four, i, self.key_exponents, t)
+                self._quantize(k, k_exponents, t, self.four, i, self.of_keys, (_KEY_EXPONENT, t))
                 self._scatter_key(i, t)
-                self._quantize(v, v_exponents, t, self.four, i, self.value_exponents, t)
-                put(top, (0,), T.max(top[0], self.value_exponents[t]))
+                self._quantize(v, v_exponents, t, self.four, i, self.of_keys, (_VALUE_EXPONENT, t))
+                key = T.Bind(self.of_keys[_KEY_EXPONENT, t])
+                for place, value in enumerate((self.of_keys[_VALUE_EXPONENT, t], key, T.int32(0) - key)):
+                    put(tops, (place,), T.max(tops[place], value))
             with T.If(i == QUAD - 1), T.Then():
                 self._interleave_values(quad)
-        self.top = T.Bind(top[0])
+        self.top, self.key_top = T.Bind(tops[0]), T.Bind(tops[1])
+        self.key_bottom = T.Bind(T.int32(0) - tops[2])
         self._clear_values()
+        self._prepare_keys()
+
+    def _prepare_keys(self) -> None:
+        """What all queries need of 16 keys each: which are there, and the shifts of their weights."""
+        base = T.Bind(splat(self.top + WEIGHT_DOWN))
+        with T.serial(0, self.blocks * (BLOCK_ROWS // LANES)) as v:
+            key = T.Bind(v * LANES)
+            lanes = T.Bind(self._lanes(key))
+            store(self.of_keys, (_THERE, key), lanes, LANES)
+            known = T.Select(lanes < isplat(0), self._of_keys(_KEY_EXPONENT, key), splat(self.key_top))
+            store(self.of_keys, (_KEY_EXPONENT, key), known, LANES)
+            shifts = T.Bind(clamp_shifts(base - self._of_keys(_VALUE_EXPONENT, key), LANES))
+            store(self.of_keys, (_WEIGHT_SHIFT, key), shifts, LANES)
+            store(self.of_keys, (_WEIGHT_HALF, key), rounding_half(shifts, LANES), LANES)
+
+    def _of_keys(self, field: int, key: Any) -> Any:
+        return load(self.of_keys, (field, key), LANES)
 
     def _quantize(
-        self, x: Any, x_exponents: Any, t: Any, out: Any, row: Any, places: Any, place: Any
+        self, x: Any, x_exponents: Any, t: Any, out: Any, row: Any, places: Any, place: tuple[Any, ...]
     ) -> None:
         """One head of token t as int8 mantissas; columns beyond the head are zero."""
         vectors = range(0, self.spec.head_width, LANES)
@@ -198,11 +229,16 @@ class _Head:
         for vector in loaded[1:]:
             peak = T.max(peak, magnitude(vector))
         shift = emit_down_shift(T.Bind(tree_reduce(peak, LANES, T.max)))
-        put(places, (place,), x_exponents[self.first + t] + shift)
+        put(places, place, x_exponents[self.first + t] + shift)
         wide = T.Bind(splat(shift))
-        half = T.Bind(rounding_half(wide, LANES))
-        for c, vector in zip(vectors, loaded, strict=True):
-            store(out, (row, c), T.Cast("int8x16", vector_shift_round(vector, wide, half)), LANES)
+        half = T.Bind(splat(T.Bind(rounding_half(shift, 1))))
+        if self.packs and len(loaded) % PACKED == 0:
+            for i in range(0, len(loaded), PACKED):
+                parts = [psrav(vector + half, wide) for vector in loaded[i : i + PACKED]]
+                store(out, (row, i * LANES), pack_bytes(parts), PACKED * LANES)
+        else:
+            for c, vector in zip(vectors, loaded, strict=True):
+                store(out, (row, c), T.Cast("int8x16", vector_shift_round(vector, wide, half)), LANES)
         for c in range(self.spec.head_width, self.padded, LANES):
             store(out, (row, c), T.broadcast(T.int8(0), LANES), LANES)
 
@@ -228,7 +264,7 @@ class _Head:
             store(self.values, (panel, step, tile, place), as_type(total, "int8x64"), 4 * LANES)
 
     def _clear_values(self) -> None:
-        """What lies between the last quad of tokens and the end of its tile is multiplied by zero weights."""
+        """What lies between the last quad of tokens and the end of its tile is multiplied by any weights."""
         quads = TILE_COLUMNS // QUAD
         start, last = T.floordiv(self.count + (QUAD - 1), QUAD), T.Bind(self.blocks - 1)
         with T.serial(0, self.padded // PANEL_ROWS) as panel, T.serial(start, self.blocks * quads) as quad:
@@ -236,7 +272,15 @@ class _Head:
                 byte = (quad - last * quads) * TILE_COLUMNS
                 store(self.values, (panel, last, tile, byte), T.broadcast(T.int8(0), 64), 64)
 
-    def rows(self, q: Any, q_exponents: Any, y: Any, y_exponents: Any) -> None:
+    def attend(self, q: Any, q_exponents: Any, y: Any, y_exponents: Any) -> None:
+        """All queries: in tiles of 16 on AMX, in tiles of a few sizes elsewhere."""
+        if isinstance(self.dot, AmxDot):
+            tiles = T.Bind(T.floordiv(self.count + (TOKENS - 1), TOKENS))
+            with self.dot.session(T.int64(TOKENS)), T.serial(0, tiles) as i:
+                start = T.Bind(i * TOKENS)
+                tokens = T.Bind(T.min(T.int64(TOKENS), self.count - start))
+                self._tile(q, q_exponents, start, tokens, y, y_exponents)
+            return
         done: Any = T.int64(0)
         for tokens in self.dot.token_tiles:
             count = T.floordiv(self.count - done, tokens)
@@ -244,72 +288,107 @@ class _Head:
                 self._tile(q, q_exponents, T.Bind(done + i * tokens), tokens, y, y_exponents)
             done = T.Bind(done + count * tokens)
 
-    def _tile(self, q: Any, q_exponents: Any, start: Any, tokens: int, y: Any, y_exponents: Any) -> None:
-        exponents, sums = scratch((8,), "int32"), scratch((8,), "int32")
-        for t in range(tokens):
-            self._quantize(q, q_exponents, start + t, self.queries, t, exponents, t)
-        tops = [scratch((LANES,), "int32") for _ in range(tokens)]
-        for top in tops:
-            store(top, (0,), isplat(LOWEST), LANES)
-        with T.serial(0, self.blocks) as block:
-            self._scores(block, tokens, exponents, tops)
-        for t in range(tokens):
-            self._softmax(t, T.Bind(tree_reduce(load(tops[t], (0,), LANES), LANES, T.max)), sums)
-        with T.serial(0, self.value_blocks) as block:
-            self.dot.begin(tokens)
-            values = Levels(self.values, (), block * (BLOCK_ROWS // PANEL_ROWS), 0)
-            self.dot.accumulate(Rows(self.weights, 0, 0), values, self.blocks)
-            for t in range(tokens):
-                self._finish(t, start + t, block, sums, y, y_exponents)
+    def _tile(self, q: Any, q_exponents: Any, start: Any, tokens: Any, y: Any, y_exponents: Any) -> None:
+        def begin(t: Any) -> None:
+            self._quantize(q, q_exponents, start + t, self.queries, t, self.query_exponents, (0, t))
+            store(self.scores, (t, self.spec.keys), isplat(LOWEST), LANES)
 
-    def _scores(self, block: Any, tokens: int, exponents: Any, tops: list[Any]) -> None:
+        _each(tokens, begin)
+        with T.serial(0, self.blocks) as block:
+            self._scores(block, tokens)
+        _each(tokens, self._softmax)
+        with T.serial(0, self.value_blocks) as block:
+            values = Levels(self.values, (), block * (BLOCK_ROWS // PANEL_ROWS), 0)
+            self._multiply(tokens, Rows(self.weights, 0, 0), values, self.blocks)
+            _each(tokens, lambda t: self._finish(t, start + t, block, y, y_exponents))
+
+    def _multiply(self, tokens: Any, a: Rows, b: Levels, steps: Any) -> None:
+        if isinstance(self.dot, AmxDot):
+            self.dot.begin()
+            self.dot.accumulate(a, b, steps)
+            self.dot.finish()
+        else:
+            self.dot.begin(tokens)
+            self.dot.accumulate(a, b, steps)
+
+    def _scores(self, block: Any, tokens: Any) -> None:
         """Scores of 64 keys in Q16, and the running maximum."""
-        self.dot.begin(tokens)
         keys = Levels(self.keys, (), block * (BLOCK_ROWS // PANEL_ROWS), 0)
-        self.dot.accumulate(Rows(self.queries, 0, 0), keys, self.steps)
+        self._multiply(tokens, Rows(self.queries, 0, 0), keys, self.steps)
+        _each(tokens, lambda t: self._scale(block, t))
+
+    def _scale(self, block: Any, t: Any) -> None:
+        """Q16 of a query's scores with 64 keys.
+
+        Scores go up by ``score_up`` and down by the shift of a key. Where that is up for all keys of the
+        sentence, as it mostly is, nothing is rounded: one shift up does it.
+        """
+        up = T.Bind(self.query_exponents[0, t] + EXP_BITS)
+        exact = T.And(up + self.key_bottom >= 0, up + self.key_top <= self.spec.score_up)
+        with T.If(exact):
+            with T.Then():
+                wide = T.Bind(splat(up))
+                self._store_scores(block, t, lambda sums, exponents: T.shift_left(sums, wide + exponents))
+            with T.Else():
+                base = T.Bind(splat(self.spec.score_up - up))
+                self._store_scores(block, t, lambda sums, exponents: self._round(sums, base - exponents))
+
+    def _round(self, sums: Any, down: Any) -> Any:
+        shifts = T.Bind(clamp_shifts(down, LANES))
+        raised = T.shift_left(sums, isplat(self.spec.score_up))
+        return vector_shift_round(raised, shifts, rounding_half(shifts, LANES))
+
+    def _store_scores(self, block: Any, t: Any, scale: Callable[[Any, Any], Any]) -> None:
+        top = load(self.scores, (t, self.spec.keys), LANES)
         for v in range(BLOCK_ROWS // LANES):
             key = T.Bind(block * BLOCK_ROWS + v * LANES)
-            key_exponents = T.Bind(load(self.key_exponents, (key,), LANES))
-            lanes = T.Bind(self._lanes(key))
-            for t in range(tokens):
-                base = T.Bind(splat(T.int32(self.spec.score_up - EXP_BITS) - exponents[t]))
-                shifts = T.Bind(clamp_shifts(base - key_exponents, LANES))
-                raised = T.shift_left(self.dot.total(t, v), isplat(self.spec.score_up))
-                score = vector_shift_round(raised, shifts, rounding_half(shifts, LANES))
-                lowest = T.bitwise_and(T.bitwise_not(lanes), isplat(LOWEST))
-                score = T.Bind(T.bitwise_or(T.bitwise_and(score, lanes), lowest))
-                store(self.scores, (t, key), score, LANES)
-                store(tops[t], (0,), T.max(load(tops[t], (0,), LANES), score), LANES)
+            lanes = T.Bind(self._of_keys(_THERE, key))
+            score = scale(self.dot.total(t, v), self._of_keys(_KEY_EXPONENT, key))
+            lowest = T.bitwise_and(T.bitwise_not(lanes), isplat(LOWEST))
+            score = T.Bind(T.bitwise_or(T.bitwise_and(score, lanes), lowest))
+            store(self.scores, (t, key), score, LANES)
+            top = T.Bind(T.max(top, score))
+        store(self.scores, (t, self.spec.keys), top, LANES)
 
     def _lanes(self, key: Any) -> Any:
         """All bits set in those of 16 lanes whose keys the sentence has."""
         distance = T.ramp(T.int32(0), 1, LANES) - splat(T.Cast("int32", self.count - key))
         return T.shift_right(distance, isplat(31))
 
-    def _softmax(self, t: int, top: Any, sums: Any) -> None:
-        """Weights of the values, and the sum of the probabilities."""
+    def _softmax(self, t: Any) -> None:
+        """Weights of the values, and the sum of the probabilities.
+
+        Weights beyond the last 16 keys stay what they are: the values there are zero.
+        """
         total = scratch((LANES,), "int32")
         store(total, (0,), isplat(0), LANES)
+        top = T.Bind(tree_reduce(load(self.scores, (t, self.spec.keys), LANES), LANES, T.max))
         wide, exp = T.Bind(splat(top)), ExpTable(self.table, self.isa)
-        base = T.Bind(splat(self.top + WEIGHT_DOWN))
-        with T.serial(0, self.blocks * (BLOCK_ROWS // LANES)) as v:
-            key = T.Bind(v * LANES)
-            lanes = T.Bind(self._lanes(key))
-            p = exp(T.Bind(wide - load(self.scores, (t, key), LANES)))
-            p = T.Bind(T.bitwise_and(p, lanes))
-            store(total, (0,), load(total, (0,), LANES) + p, LANES)
-            shifts = T.Bind(clamp_shifts(base - load(self.value_exponents, (key,), LANES), LANES))
-            weight = T.min(vector_shift_round(p, shifts, rounding_half(shifts, LANES)), isplat(127))
-            store(self.weights, (t, key), T.Cast("int8x16", weight), LANES)
-        put(sums, (t,), tree_reduce(load(total, (0,), LANES), LANES, lambda a, b: a + b))
+        vectors = T.floordiv(self.count + (LANES - 1), LANES)
+        whole = T.Bind(T.floordiv(vectors, PACKED)) if self.packs else T.int64(0)
 
-    def _finish(self, t: int, token: Any, block: Any, sums: Any, y: Any, y_exponents: Any) -> None:
+        def weights(key: Any) -> Any:
+            p = T.Bind(exp(T.Bind(wide - load(self.scores, (t, key), LANES))))
+            store(total, (0,), load(total, (0,), LANES) + p, LANES)
+            shifts, half = self._of_keys(_WEIGHT_SHIFT, key), self._of_keys(_WEIGHT_HALF, key)
+            return vector_shift_round(p, shifts, half)
+
+        if self.packs:
+            with T.serial(0, whole) as i:
+                key = T.Bind(i * (PACKED * LANES))
+                packed = pack_bytes([T.Bind(weights(key + v * LANES)) for v in range(PACKED)])
+                store(self.weights, (t, key), packed, PACKED * LANES)
+        with T.serial(whole * PACKED, vectors) as v:
+            key = T.Bind(v * LANES)
+            weight = T.Cast("int8x16", T.min(weights(key), isplat(127)))
+            store(self.weights, (t, key), weight, LANES)
+        put(self.sums, (t,), tree_reduce(load(total, (0,), LANES), LANES, lambda a, b: a + b))
+
+    def _finish(self, t: Any, token: Any, block: Any, y: Any, y_exponents: Any) -> None:
         """Divides by the sum and stores the columns of one block."""
-        total = T.Bind(sums[t])
+        total = T.Bind(self.sums[t])
         bits = T.Bind(emit_bit_length(total))
-        inverse = T.floordiv(
-            T.shift_left(T.int64(1), T.int64(31)), T.Cast("int64", T.shift_right(total, bits - 16))
-        )
+        inverse = T.truncdiv(T.uint32(1 << 31), T.Cast("uint32", T.shift_right(total, bits - 16)))
         wide = T.Bind(splat(T.Bind(T.Cast("int32", inverse))))
         shift = T.Bind(splat(T.Bind(clamp_shift(bits - SUM_BITS))))
         half = T.Bind(rounding_half(shift, LANES))
@@ -320,6 +399,16 @@ class _Head:
                 value = vector_shift_round(self.dot.total(t, v), shift, half) * wide
                 store(y, (row, self.base + column), value, LANES)
         put(y_exponents, (row, self.head), self.top + OUTPUT_EXPONENT)
+
+
+def _each(tokens: Any, emit: Callable[[Any], None]) -> None:
+    """Emits something for every token: unrolled for a number, a loop where it is known at run time."""
+    if isinstance(tokens, int):
+        for t in range(tokens):
+            emit(t)
+    else:
+        with T.serial(0, tokens) as t:
+            emit(t)
 
 
 __all__ = ["BlockAttentionSpec", "block_attention", "reference"]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .block_format import BlockLayout, emit_quantize_row, quantize
+from .gelu_words import COLUMNS, GeluWords
 from .integer_tables import GELU_BITS, GeluTable, gelu
 from .rounding_shift import clamp_shift, move, move_by, rounding_half, shift_round, vector_shift_round
 from .tir import LANES, KernelBuilder, T, body, isplat, load, put, scratch, splat, store
@@ -88,17 +89,24 @@ def block_quantize(spec: BlockQuantizeSpec, isa: str, name: str = "block_quantiz
         reads = [y, y_exponents, *([] if table is None else [table])]
         with body([mantissas, exponents], reads):
             row = T.alloc_buffer([layout.width], "int32", align=64, layout=None)
+            words = GeluWords(table) if table is not None and _in_words(layout, isa) else None
             with T.serial(0, m) as t:
                 if spec.source_groups > 1:
                     source, base = _aligned(spec, y, y_exponents, row, t)
                 else:
-                    source, base = _activated(spec, y, y_exponents, table, row, t, isa)
-                emit_quantize_row(layout, source, base, mantissas, exponents, t)
+                    source, base = _activated(spec, y, y_exponents, (table, words), row, t, isa)
+                emit_quantize_row(layout, source, base, mantissas, exponents, t, isa=isa)
     return kernel.result
 
 
 def _activated(
-    spec: BlockQuantizeSpec, y: Any, y_exponents: Any, table: Any, row: Any, t: Any, isa: str
+    spec: BlockQuantizeSpec,
+    y: Any,
+    y_exponents: Any,
+    tables: tuple[Any, GeluWords | None],
+    row: Any,
+    t: Any,
+    isa: str,
 ) -> tuple[Any, Any]:
     """Where the quantizer reads one token's columns, and their exponent."""
     own = T.Bind(y_exponents[t, 0])
@@ -106,13 +114,26 @@ def _activated(
         case "relu":
             return lambda c: T.max(load(y, (t, c), LANES), isplat(0)), own
         case "gelu":
-            moved = move_by(T.Bind(T.int32(-GELU_BITS) - own))
-            compute = GeluTable(table, isa)
-            with T.serial(0, spec.layout.width // LANES) as v:
-                store(row, (v * LANES,), compute(moved(load(y, (t, v * LANES), LANES))), LANES)
+            table, words = tables
+            source, shift = (lambda c: load(y, (t, c), LANES)), T.Bind(T.int32(-GELU_BITS) - own)
+            if words is None:
+                _gelu_row(GeluTable(table, isa), source, row, spec.layout.width, shift)
+            else:
+                with T.If(T.Not(words.row(source, row, spec.layout.width, shift))), T.Then():
+                    _gelu_row(GeluTable(table, isa), source, row, spec.layout.width, shift)
             return lambda c: load(row, (c,), LANES), T.int32(-GELU_BITS)
         case _:
             return lambda c: load(y, (t, c), LANES), own
+
+
+def _in_words(layout: BlockLayout, isa: str) -> bool:
+    return isa in ("avx512_vbmi", "amx") and layout.width % COLUMNS == 0
+
+
+def _gelu_row(compute: GeluTable, source: Any, row: Any, width: int, shift: Any) -> None:
+    moved = move_by(shift)
+    with T.serial(0, width // LANES) as v:
+        store(row, (v * LANES,), compute(moved(source(v * LANES))), LANES)
 
 
 def _aligned(spec: BlockQuantizeSpec, y: Any, y_exponents: Any, row: Any, t: Any) -> tuple[Any, Any]:

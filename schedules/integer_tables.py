@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .tir import LANES, T, isplat
+from .tir import LANES, T, as_type, isplat, splat
 
 SEGMENTS = 64
 HALF_TABLE = SEGMENTS // 2
@@ -25,7 +25,7 @@ _EXP_SEGMENT = EXP_BITS - 6
 _EXP_STEP_BITS = 12
 GELU_BITS = 16
 """gelu takes and gives Q16."""
-_GELU_SEGMENT = GELU_BITS + 2 - 6
+GELU_SEGMENT = GELU_BITS + 2 - 6
 _GELU_END = 4 << GELU_BITS
 RSQRT_BITS = 24
 _RSQRT_FIRST = 16
@@ -58,10 +58,10 @@ def gelu_table() -> NDArray[np.int32]:
 def gelu(x: NDArray[np.int64]) -> NDArray[np.int64]:
     """NumPy meaning of :class:`GeluTable`: x Phi(x) in Q16 as max(x, 0) - |x| Phi(-|x|)."""
     size = np.minimum(np.abs(x), _GELU_END - 1)
-    entry = gelu_table().astype(np.int64)[size >> _GELU_SEGMENT]
+    entry = gelu_table().astype(np.int64)[size >> GELU_SEGMENT]
     step = ((entry & 0xFFFF) ^ 0x8000) - 0x8000
-    rest = size & ((1 << _GELU_SEGMENT) - 1)
-    return np.maximum(x, 0) - ((entry >> 16) + ((step * rest) >> _GELU_SEGMENT))
+    rest = size & ((1 << GELU_SEGMENT) - 1)
+    return np.maximum(x, 0) - ((entry >> 16) + ((step * rest) >> GELU_SEGMENT))
 
 
 def rsqrt_table() -> NDArray[np.int32]:
@@ -92,13 +92,14 @@ def lookup(table: Any, index: Any, isa: str) -> Any:
 
 
 class ExpTable:
-    """``2**-distance`` of int32x16 in Q16 (>= 0) as Q15."""
+    """``2**-distance`` of 16 lanes in Q16, read as uint32, as Q15."""
 
     def __init__(self, table: Any, isa: str) -> None:
         self._table, self._isa = table, isa
 
     def __call__(self, distance: Any) -> Any:
-        capped = T.Bind(T.min(distance, isplat((32 << EXP_BITS) - 1)))
+        largest = splat(T.uint32((32 << EXP_BITS) - 1))
+        capped = T.Bind(as_type(T.min(as_type(distance, "uint32x16"), largest), "int32x16"))
         index = T.bitwise_and(T.shift_right(capped, isplat(_EXP_SEGMENT)), isplat(SEGMENTS - 1))
         entry = T.Bind(lookup(self._table, index, self._isa))
         step = T.bitwise_and(entry, isplat((1 << _EXP_STEP_BITS) - 1))
@@ -117,10 +118,10 @@ class GeluTable:
     def __call__(self, x: Any) -> Any:
         x = T.Bind(x)
         size = T.Bind(T.min(T.max(x, isplat(0) - x), isplat(_GELU_END - 1)))
-        entry = T.Bind(lookup(self._table, T.shift_right(size, isplat(_GELU_SEGMENT)), self._isa))
+        entry = T.Bind(lookup(self._table, T.shift_right(size, isplat(GELU_SEGMENT)), self._isa))
         step = T.shift_right(T.shift_left(entry, isplat(16)), isplat(16))
-        rest = T.bitwise_and(size, isplat((1 << _GELU_SEGMENT) - 1))
-        bump = T.shift_right(entry, isplat(16)) + T.shift_right(step * rest, isplat(_GELU_SEGMENT))
+        rest = T.bitwise_and(size, isplat((1 << GELU_SEGMENT) - 1))
+        bump = T.shift_right(entry, isplat(16)) + T.shift_right(step * rest, isplat(GELU_SEGMENT))
         return T.max(x, isplat(0)) - bump
 
 

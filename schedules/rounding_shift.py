@@ -64,6 +64,12 @@ def vector_shift_round(values: Any, shifts: Any, half: Any) -> Any:
     return T.shift_right(values + half, shifts)
 
 
+def psrav(values: Any, shifts: Any) -> Any:
+    """``values >> shifts`` of int32x16 on AVX-512, for equal shifts: LLVM would take the form for one shift,
+    which costs two instructions."""
+    return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.psrav.d.512", values, shifts)
+
+
 MOVE_FIELDS = 4
 """int32 numbers that describe one move: shift down, shift up, rounding half, limit."""
 

@@ -12,7 +12,7 @@ from schedules.block_dequantize import block_dequantize
 from schedules.block_dequantize import reference as float_reference
 from schedules.block_format import BlockLayout, values_of
 from schedules.block_quantize import BlockQuantizeSpec, block_quantize, reference
-from schedules.integer_tables import gelu_table
+from schedules.integer_tables import gelu, gelu_table
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,29 @@ def test_kernel_equals_reference(
         error = np.abs(values_of(*wanted, layout) - np.ldexp(y.astype(float), each))
         step = np.repeat(2.0 ** wanted[1].astype(float), block, axis=1)
         assert (error <= step * 0.51 + 2.0 ** exponents.max(axis=1, keepdims=True)).all()
+
+
+def test_gelu_of_all_magnitudes(build: Any, kernel_level: Any) -> None:
+    """Rows around the limits that the 16-bit form has, moved up and down by any shift."""
+    rng = np.random.default_rng(7)
+    layout = BlockLayout(width=128, block=64)
+    spec = BlockQuantizeSpec(layout=layout, activation="gelu")
+    exponents = np.concatenate([np.arange(-60, 20), rng.integers(-24, -10, 160)]).astype(np.int32)[:, None]
+    bits = np.concatenate([rng.uniform(0, 31, 160), np.clip(4.0 - exponents[160:, 0], 0, 31)])
+    y = (rng.uniform(-1, 1, (240, 128)) * 2.0 ** bits[:, None]).astype(np.int32)
+    edges = [-(1 << 31), (1 << 31) - 1, -(1 << 30), (1 << 30) - 1, 1 << 30, 0]
+    y[np.arange(0, 240, 3), 5] = np.resize(edges, 80)
+    wanted = reference(y, exponents, spec)
+    found = build(block_quantize(spec, kernel_level.kernel_isa), kernel_level)(
+        [y, exponents, gelu_table()], ((240, layout.padded), np.int8), ((240, layout.groups), np.int32)
+    )
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_array_equal(found[1], wanted[1])
+
+
+def test_gelu_has_no_bump_at_the_end() -> None:
+    """The 16-bit form leaves the bump out beyond the table."""
+    np.testing.assert_array_equal(gelu(np.array([4 << 16, -(4 << 16)])), [4 << 16, 0])
 
 
 def test_blocks_become_floats(build: Any, kernel_level: Any) -> None:
