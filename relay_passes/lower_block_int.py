@@ -216,7 +216,7 @@ class _Integers(Lowering):
             ]
         args += [self.stored(array) for array in norm_arrays(step.path, width)]
         args.append(self.stored(function_table("rsqrt")))
-        kernel = self.kernel(spec, "block_norm", lambda: block_norm(spec))
+        kernel = self.kernel(spec, "block_norm", lambda: block_norm(spec, self._isa))
         types = [*_block_types(args[0].ty.shape[0], layout), _bytes(args[0].ty.shape[0], width)]
         mantissas, exponents, fine = self.call(kernel, args, types)
         return Blocks(mantissas, exponents, layout, step.path, fine)

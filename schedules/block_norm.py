@@ -48,6 +48,9 @@ GAMMA_BITS = 14
 BETA_BITS = 29
 MAX_WIDTH = 4096
 """Wider rows could leave int32: |x| <= sqrt(width) in Q10 times gamma's 14 bits."""
+NARROW = 2048
+"""Rows up to here add up in int32 lanes: 128 values of 23 bits each."""
+HIGHEST = (1 << 31) - 1
 CONSTANTS = ("exponent", "beta_up", "epsilon", "epsilon_exponent", "top_channel")
 _EXPONENT, _BETA_UP, _EPSILON, _EPSILON_EXPONENT, _TOP_CHANNEL = range(len(CONSTANTS))
 
@@ -181,7 +184,7 @@ def _aligned(
     return move(wide, (common - exponents)[:, None]) + added, common
 
 
-def block_norm(spec: BlockNormSpec, name: str = "block_norm") -> Any:
+def block_norm(spec: BlockNormSpec, isa: str, name: str = "block_norm") -> Any:
     """PrimFunc for any number of tokens m.
 
     Parameters in order: y int32[m, width], y_exponents int32[m]; with a residual its mantissas
@@ -218,7 +221,14 @@ def block_norm(spec: BlockNormSpec, name: str = "block_norm") -> Any:
                 emitter.normalise(common, gamma, beta)
                 exponent = constants[_EXPONENT]
                 emit_quantize_row(
-                    layout, lambda c: load(row, (c,), LANES), exponent, mantissas, exponents, t, fine
+                    layout,
+                    lambda c: load(row, (c,), LANES),
+                    exponent,
+                    mantissas,
+                    exponents,
+                    t,
+                    isa=isa,
+                    fine=fine,
                 )
     return kernel.result
 
@@ -229,6 +239,9 @@ class _Row:
     def __init__(self, spec: BlockNormSpec, row: Any, constants: Any, table: Any) -> None:
         self._width, self._residual = spec.layout.width, spec.residual or spec.layout
         self._row, self._constants, self._table = row, constants, table
+        self._kept = scratch((3, LANES), "int32")
+        if self._width > NARROW:
+            self._total = scratch((LANES,), "int64")
 
     def _columns(self) -> Any:
         return T.serial(0, self._width // LANES)
@@ -245,14 +258,17 @@ class _Row:
             top = T.max(top, largest + self._constants[_TOP_CHANNEL] + 7)
         common = T.Bind(top - SUM_BITS)
         moved = move_by(T.Bind(common - own))
-        with self._columns() as v:
-            store(self._row, (v * LANES,), moved(load(y, (t, v * LANES), LANES)), LANES)
+        self._begin()
         if residual is not None:
-            self._add(residual, common, t)
+            self._add(residual, common, t, lambda c: moved(load(y, (t, c), LANES)))
+            return common
+        with self._columns() as v:
+            c = T.Bind(v * LANES)
+            self._keep(c, moved(load(y, (t, c), LANES)))
         return common
 
-    def _add(self, residual: Any, common: Any, t: Any) -> None:
-        """Adds the residual's blocks, brought to ``common``, to ``row``."""
+    def _add(self, residual: Any, common: Any, t: Any, moved: Any) -> None:
+        """The residual's blocks, brought to ``common``, plus ``moved(column)``."""
         x, x_exponents, fine, channels = residual
         with T.serial(0, self._residual.groups) as g:
             base = T.Bind(splat(T.Bind(common + RESIDUAL_UP - x_exponents[t, g])))
@@ -264,23 +280,43 @@ class _Row:
                 raised = T.shift_left(coarse, isplat(FINE_BITS)) + rest
                 raised = T.shift_left(raised, isplat(RESIDUAL_UP - FINE_BITS))
                 added = vector_shift_round(raised, shifts, rounding_half(shifts, LANES))
-                store(self._row, (c,), load(self._row, (c,), LANES) + added, LANES)
+                self._keep(c, moved(c) + added)
+
+    def _begin(self) -> None:
+        """Clears what is kept of h: sums in int32 where they fit, the lowest and the highest."""
+        for place, start in enumerate((0, HIGHEST, -HIGHEST)):
+            store(self._kept, (place, 0), isplat(start), LANES)
+        if self._width > NARROW:
+            store(self._total, (0,), splat(T.int64(0)), LANES)
+
+    def _keep(self, c: Any, value: Any) -> None:
+        """Stores 16 columns of h."""
+        value = T.Bind(value)
+        store(self._row, (c,), value, LANES)
+        if self._width > NARROW:
+            store(self._total, (0,), load(self._total, (0,), LANES) + T.Cast("int64x16", value), LANES)
+        else:
+            store(self._kept, (0, 0), load(self._kept, (0, 0), LANES) + value, LANES)
+        for place, choose in ((1, T.min), (2, T.max)):
+            store(self._kept, (place, 0), choose(load(self._kept, (place, 0), LANES), value), LANES)
+
+    def _sum(self) -> Any:
+        """The int64 sum of h."""
+        lanes = load(self._total, (0,), LANES) if self._width > NARROW else self._of_kept(0)
+        return T.Bind(tree_reduce(T.Bind(T.Cast("int64x16", lanes)), LANES, _plus))
+
+    def _of_kept(self, place: int) -> Any:
+        return load(self._kept, (place, 0), LANES)
 
     def normalise(self, common: Any, gamma: Any, beta: Any) -> None:
         """gamma * normalised + beta into ``row``, from h."""
-        total = self._sum(lambda c: load(self._row, (c,), LANES))
-        mean = T.floordiv(total * 2 + self._width, T.int64(2 * self._width))
-        wide_mean = T.Bind(splat(T.Bind(T.Cast("int32", mean))))
-        with self._columns() as v:
-            store(self._row, (v * LANES,), load(self._row, (v * LANES,), LANES) - wide_mean, LANES)
-        peak = self._peak(lambda c: load(self._row, (c,), LANES))
+        mean = T.floordiv(self._sum() * 2 + self._width, T.int64(2 * self._width))
+        mean = T.Bind(T.Cast("int32", mean))
+        low = T.Bind(tree_reduce(self._of_kept(1), LANES, T.min))
+        high = T.Bind(tree_reduce(self._of_kept(2), LANES, T.max))
+        peak = T.Bind(T.max(high - mean, mean - low))
         down = T.Bind(T.max(emit_bit_length(peak) - CENTERED_BITS, T.int32(0)))
-        wide = T.Bind(splat(down))
-        half = T.Bind(rounding_half(wide, LANES))
-        with self._columns() as v:
-            z = vector_shift_round(load(self._row, (v * LANES,), LANES), wide, half)
-            store(self._row, (v * LANES,), z, LANES)
-        squares = self._sum(self._square)
+        squares = self._centre(mean, down)
         root, shift = self._root(squares, T.Bind(common + down))
         wide_root, wide = T.Bind(splat(root)), T.Bind(splat(shift))
         half = T.Bind(rounding_half(wide, LANES))
@@ -292,9 +328,23 @@ class _Row:
             shifted = T.shift_left(T.Cast("int32x16", load(beta, (c,), LANES)), up)
             store(self._row, (c,), scaled + shifted, LANES)
 
-    def _square(self, c: Any) -> Any:
-        z = T.Bind(load(self._row, (c,), LANES))
-        return z * z
+    def _centre(self, mean: Any, down: Any) -> Any:
+        """The centred row, brought down to 14 bits; the int64 sum of its squares, which have 28."""
+        wide_mean, wide = T.Bind(splat(mean)), T.Bind(splat(down))
+        half = T.Bind(rounding_half(wide, LANES))
+        lanes = scratch((LANES,), "int64")
+        store(lanes, (0,), splat(T.int64(0)), LANES)
+        vectors = self._width // LANES
+        together = next(count for count in (4, 3, 2, 1) if vectors % count == 0)
+        with T.serial(0, vectors // together) as v:
+            total: Any = isplat(0)
+            for i in range(together):
+                c = T.Bind((v * together + i) * LANES)
+                z = T.Bind(vector_shift_round(load(self._row, (c,), LANES) - wide_mean, wide, half))
+                store(self._row, (c,), z, LANES)
+                total = total + z * z
+            store(lanes, (0,), load(lanes, (0,), LANES) + T.Cast("int64x16", T.Bind(total)), LANES)
+        return T.Bind(tree_reduce(load(lanes, (0,), LANES), LANES, _plus))
 
     def _peak(self, source: Any) -> Any:
         peak = scratch((LANES,), "int32")
@@ -303,15 +353,6 @@ class _Row:
             value = T.Bind(source(v * LANES))
             store(peak, (0,), T.max(load(peak, (0,), LANES), magnitude(value)), LANES)
         return T.Bind(tree_reduce(load(peak, (0,), LANES), LANES, T.max))
-
-    def _sum(self, source: Any) -> Any:
-        """The int64 sum of int32 columns."""
-        lanes = scratch((LANES,), "int64")
-        store(lanes, (0,), splat(T.int64(0)), LANES)
-        with self._columns() as v:
-            value = T.Cast("int64x16", T.Bind(source(v * LANES)))
-            store(lanes, (0,), load(lanes, (0,), LANES) + value, LANES)
-        return T.Bind(tree_reduce(load(lanes, (0,), LANES), LANES, lambda a, b: a + b))
 
     def _root(self, squares: Any, exponent: Any) -> tuple[Any, Any]:
         """1 / sqrt of the variance in Q15, int32, and the shift that brings z times it to Q10."""
@@ -328,6 +369,10 @@ class _Row:
         n = T.Bind(T.Select(even >= 0, T.shift_left(variance, up), T.shift_right(variance, down)))
         root = T.Bind(T.Cast("int32", T.shift_right(emit_rsqrt(self._table, n), T.int64(9))))
         return root, T.Bind(T.Cast("int32", T.int64(16) - T.shift_right(even, T.int64(1))))
+
+
+def _plus(a: Any, b: Any) -> Any:
+    return a + b
 
 
 __all__ = ["BlockNormSpec", "NormConstants", "block_norm", "reference"]

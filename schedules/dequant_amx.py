@@ -9,6 +9,7 @@ read last is overwritten in place, so that it stays in the first-level cache.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from .dequant_amx_groups import grouped_product
@@ -71,13 +72,19 @@ class _Few:
             else:
                 columns = Rows(self._b.x, self._first, g * spec.tile_steps * TILE_COLUMNS)
                 levels = Levels(self._b.weights[0], (), 2 * block, g * spec.tile_steps)
-                dot.accumulate(columns, levels, spec.tile_steps)
+                dot.accumulate(columns, levels, spec.tile_steps, partial(self._ask, block, g))
             dot.finish()
             if spec.groups > 1:
                 self._add_group(finish, g)
         finish.bind()
         with T.serial(0, self._count) as t:
             finish.token(t, self._totals(t))
+
+    def _ask(self, block: Any, group: Any, step: Any) -> None:
+        """Prefetches the levels that the next block reads at a step."""
+        at = group * self._spec.tile_steps + step
+        for panel in range(2):
+            prefetch_panel(self._b.weights[0], (2 * (block + 1) + panel, at), 0, 1)
 
     def _totals(self, token: Any) -> list[Any]:
         if self._spec.groups > 1:

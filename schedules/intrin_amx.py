@@ -8,7 +8,7 @@ loaded, what it loads also be stored, element by element.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,10 +46,14 @@ class AmxDot:
         for v in range(self._vectors):
             tile_call("tilezero", T.int8(v))
 
-    def accumulate(self, a: Rows, b: Levels, steps: Any) -> None:
-        """Adds ``steps`` steps of 64 columns."""
+    def accumulate(
+        self, a: Rows, b: Levels, steps: Any, beside: Callable[[Any], None] | None = None
+    ) -> None:
+        """Adds ``steps`` steps of 64 columns; ``beside(step)`` emits what else happens in each."""
         width = int(a.buffer.shape[-1])
         with T.serial(0, steps) as s:
+            if beside is not None:
+                beside(s)
             load_tile(self._A, a.buffer, (a.row, a.column + TILE_COLUMNS * s), width)
             for v in range(self._vectors):
                 register = self._B[v % len(self._B)]
@@ -99,9 +103,15 @@ def prefetch_panel(levels: Any, step: Sequence[Any], part: Any, parts: Any) -> N
     ``levels`` int8[panels, steps, 2, 1024] are read at ``step``, (panel, step).
     """
     share = T.floordiv(2 * TILE_BYTES // ROW_BYTES - 1 + parts, parts)
+    prefetch(levels, (*step, 0, ROW_BYTES * part * share), share)
+
+
+def prefetch(buffer: Any, where: Sequence[Any], lines: Any) -> None:
+    """Asks for ``lines`` lines of 64 bytes of an int8 buffer from ``where`` on in the second-level cache."""
     read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
-    with T.serial(0, share) as i:
-        address = T.address_of(levels[(*step, 0, ROW_BYTES * (part * share + i))])
+    *outer, first = where
+    with T.serial(0, lines) as i:
+        address = T.address_of(buffer[(*outer, first + ROW_BYTES * i)])
         T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", address, read, second_level, data))
 
 
@@ -115,6 +125,7 @@ __all__ = [
     "TOKENS",
     "AmxDot",
     "load_tile",
+    "prefetch",
     "prefetch_panel",
     "store_tile",
     "tile_call",

@@ -21,7 +21,7 @@ INPUTS = {"x": "int8[m, 64]", "e": "int32[m, 1]"}
 CHANNELS = {"n:channels": "int8[64]"}
 
 
-NORM = block_norm(BlockNormSpec(layout=ROWS, residual=None))
+NORM = block_norm(BlockNormSpec(layout=ROWS, residual=None), "portable")
 VECTORS = {"gamma": "int16[64]", "beta": "int16[64]", "constants": "int32[5]", "rsqrt": "int32[48]"}
 BLOCKS = ("int8[m, 64]", "int32[m, 1]", "int8[m, 64]")
 
@@ -137,4 +137,4 @@ def test_float_expressions() -> None:
     assert float_expressions(WHOLE) == []
     assert float_expressions(SCALED) == ["float32"]
     assert float_expressions(block_dequantize(ROWS)) != []
-    assert float_expressions(block_norm(BlockNormSpec(layout=ROWS, residual=ROWS))) == []
+    assert float_expressions(block_norm(BlockNormSpec(layout=ROWS, residual=ROWS), "portable")) == []

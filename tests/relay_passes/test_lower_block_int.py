@@ -88,7 +88,7 @@ class Kernels:
     def norm(self, name: str, wide: Any, x: Any = None, residual: str = "", layout: Any = ROWS64) -> Any:
         spec = BlockNormSpec(layout=layout, residual=None if x is None else ROWS64)
         args = [*wide, *(x or ()), *self.stored(norm_arrays(name, residual)), self.arrays["integer:rsqrt"]]
-        return self.g.kernel(block_norm(spec), "block_norm", args, *blocks(layout), fine(layout))
+        return self.g.kernel(block_norm(spec, ISA), "block_norm", args, *blocks(layout), fine(layout))
 
     def product(self, spec: DequantSpec, x: Any, names: dict[str, str]) -> Any:
         outputs = (f"int32[m, {spec.n}]", "int32[m]")
@@ -244,7 +244,7 @@ def test_groups_of_weights_and_blocks_of_activations(
         y = k.product(product(64, 128, 3, bias=False, groups=2, x_groups=2, w_groups=2), x2, down)
         spec = BlockNormSpec(layout=ROWS64, residual=six)
         args = [*y, *x, *k.stored(norm_arrays("o", "n")), k.arrays["integer:rsqrt"]]
-        last = g.kernel(block_norm(spec), "block_norm", args, *blocks(ROWS64), fine(ROWS64))
+        last = g.kernel(block_norm(spec, ISA), "block_norm", args, *blocks(ROWS64), fine(ROWS64))
         return k.floats(last, "o")
 
     planned = {"up.weight": 1, "down.weight": 1}

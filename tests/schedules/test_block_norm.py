@@ -12,7 +12,7 @@ from schedules.block_format import BlockLayout, fine_part, quantize, values_of
 from schedules.block_norm import BlockNormSpec, NormConstants, block_norm, reference
 from schedules.integer_tables import rsqrt_table
 
-CASES = [(48, 48, None), (128, 64, 128), (384, 64, 64), (768, 768, None)]
+CASES = [(48, 48, None), (128, 64, 128), (384, 64, 64), (768, 768, None), (4096, 4096, 64)]
 """Width, columns of a block, and of the residual's."""
 
 
@@ -52,7 +52,7 @@ def test_kernel_equals_reference(
     wanted = reference(e["y"], e["exponents"], c, e["spec"], e["added"])
     inputs = [e["y"], e["exponents"], *(e["added"] or ()), c.gamma, c.beta, c.constants, rsqrt_table()]
     shapes = (((m, layout.padded), np.int8), ((m, layout.groups), np.int32), ((m, width), np.int8))
-    found = build(block_norm(e["spec"]), kernel_level)(inputs, *shapes)
+    found = build(block_norm(e["spec"], kernel_level.kernel_isa), kernel_level)(inputs, *shapes)
     for array, right in zip(found[:3], wanted, strict=True):
         np.testing.assert_array_equal(array, right)
 
