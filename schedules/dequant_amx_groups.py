@@ -151,7 +151,7 @@ class _Grouped:
         columns, start = 4 + group % 2, job.chunk * self._groups + group
         with T.serial(0, self._spec.tile_steps) as i:
             step = T.Bind(start * self._spec.tile_steps + i)
-            load_tile(columns, self._a, (job.tile, step, 0))
+            load_tile(columns, self._a, (job.tile, step, 0), once=True)
             for vector, register in enumerate(self._accumulators(group)):
                 if self._spec.planes:
                     load_tile(6 + vector, self._levels, (step, vector, 0))
