@@ -150,7 +150,7 @@ def test_a_plan_of_the_mode_is_used_by_itself(
 ) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(encode_plan(api.plan(model, PlanOptions(mode="block-int"))))
-    refuse(model, "--plan is used as it is; edit the file", "--plan", path, *MODE, code=2)
+    refuse(model, "is a plan of mode block-int already; leave out --mode", "--plan", path, *MODE, code=2)
     refuse(
         model, "weights of mode block-int are made when compiling", "--plan", path, verb="quantize", code=2
     )
