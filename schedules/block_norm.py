@@ -19,9 +19,9 @@ from .block_format import (
     BlockLayout,
     bit_length,
     emit_bit_length,
+    emit_peak,
     emit_quantize_row,
     fine_part,
-    magnitude,
     quantize,
 )
 from .integer_tables import emit_rsqrt, rsqrt
@@ -249,7 +249,7 @@ class _Row:
     def align(self, y: Any, y_exponents: Any, residual: Any, t: Any) -> Any:
         """h into ``row``; its exponent."""
         own = T.Bind(y_exponents[t])
-        top: Any = own + emit_bit_length(self._peak(lambda c: load(y, (t, c), LANES)))
+        top: Any = own + emit_bit_length(emit_peak(lambda c: load(y, (t, c), LANES), 0, self._width // LANES))
         if residual is not None:
             x_exponents = residual[1]
             largest: Any = x_exponents[t, 0]
@@ -345,14 +345,6 @@ class _Row:
                 total = total + z * z
             store(lanes, (0,), load(lanes, (0,), LANES) + T.Cast("int64x16", T.Bind(total)), LANES)
         return T.Bind(tree_reduce(load(lanes, (0,), LANES), LANES, _plus))
-
-    def _peak(self, source: Any) -> Any:
-        peak = scratch((LANES,), "int32")
-        store(peak, (0,), isplat(0), LANES)
-        with self._columns() as v:
-            value = T.Bind(source(v * LANES))
-            store(peak, (0,), T.max(load(peak, (0,), LANES), magnitude(value)), LANES)
-        return T.Bind(tree_reduce(load(peak, (0,), LANES), LANES, T.max))
 
     def _root(self, squares: Any, exponent: Any) -> tuple[Any, Any]:
         """1 / sqrt of the variance in Q15, int32, and the shift that brings z times it to Q10."""

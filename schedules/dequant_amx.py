@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The integer product on AMX tiles: tdpbssd multiplies 16 tokens x 64 columns by 64 columns x 16 rows.
 
-Up to 16 tokens go straight through (``_few``). More are copied into tiles once, and panels of 32 rows
-meet pairs of token tiles in four accumulators (``_many``). While the tile unit works on one pair, the
-vector unit finishes the pair before it and expands the next panel from its planes; the panel that was
-read last is overwritten in place, so that it stays in the first-level cache.
+Up to 16 tokens go straight through (``_Few``). More are copied into tiles once, and panels of 32 rows meet
+pairs of token tiles in four accumulators (``_Many``; column groups: ``dequant_amx_groups``). While the tile
+unit works on one pair, the vector unit finishes the pair before it and expands the next panel from its
+planes; the panel that was read last is overwritten in place, so that it stays in the first-level cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from .dequant_amx_groups import grouped_product
 from .dequant_finish import Finish
-from .dequant_spec import MOST_TOKENS, Buffers, Chunks, DequantSpec, Tokens, worth_threads
+from .dequant_spec import MOST_TOKENS, Buffers, Chunks, DequantSpec, Tokens
+from .dequant_tiles import panel_parts, share, token_tiles
 from .dequant_vector import counted, expand_step, panel_planes, workspace
 from .intrin_amx import TOKENS, AmxDot, load_tile, prefetch_panel, store_tile, tile_call, tile_session
 from .intrin_dot_x86 import Levels, Rows
@@ -23,10 +24,6 @@ from .level_packing import TILE_BYTES, TILE_COLUMNS
 from .tir import T, isplat, load, store
 
 PAIR = 2 * TOKENS
-MOST_PARTS = 8
-"""Pieces that the panels are spread over threads in."""
-PART_PANELS = 6
-"""Panels that a piece should have: its first expansion and its last finish have nothing to hide behind."""
 FEW_VECTORS = 4
 """Vectors of 16 rows that few tokens meet at once."""
 
@@ -52,14 +49,14 @@ class _Few:
 
     def emit(self) -> None:
         spec = self._spec
-        parts = _parts(spec)
+        parts = panel_parts(spec)
         with (T.parallel if parts > 1 else T.serial)(0, parts) as part:
             self._dot = AmxDot(FEW_VECTORS)
             if spec.groups > 1:
                 self._sums = workspace((TOKENS, 16 * FEW_VECTORS), "int32")
             if spec.planes:
                 self._ring = workspace((2, 2, 1, 2, TILE_BYTES), "int8")
-            with self._dot.session(self._count), T.serial(*_share(spec.blocks, part, parts)) as block:
+            with self._dot.session(self._count), T.serial(*share(spec.blocks, part, parts)) as block:
                 self._block(block)
 
     def _block(self, block: Any) -> None:
@@ -123,38 +120,29 @@ class _Few:
 
 
 class _Many:
-    """Emits the product of 17 to 256 tokens.
+    """Emits the product of 17 to 256 tokens in one group of columns.
 
-    A *job* is one panel in one chunk of columns; its *pairs* are 32 tokens each. For the parts of one long
-    group the accumulators are reloaded.
+    A *job* is one panel in one chunk of columns; its *pairs* are 32 tokens each. For the chunks after the
+    first the accumulators are reloaded.
     """
 
     def __init__(self, spec: DequantSpec, buffers: Buffers, tokens: Tokens) -> None:
         self._spec, self._b, self._tokens = spec, buffers, tokens
         self._first, self._count = tokens.first, tokens.count
         self._chunks = Chunks.of(spec)
-        self._reloads = self._chunks.count > 1 and not self._chunks.grouped
+        self._reloads = self._chunks.count > 1
         self._expand = VbmiExpansion()
 
     def emit(self) -> None:
         spec = self._spec
-        self._a = workspace((MOST_TOKENS // TOKENS, self._chunks.all_steps, TILE_BYTES), "int8")
-        self._copy_tokens()
-        parts = _parts(spec)
+        self._a = token_tiles(self._b, self._tokens, self._chunks.all_steps)
+        parts = panel_parts(spec)
         with (T.parallel if parts > 1 else T.serial)(0, parts) as part:
-            self._part(*_share(spec.panels, part, parts))
-
-    def _copy_tokens(self) -> None:
-        with T.serial(0, self._count) as t, T.serial(0, self._chunks.all_steps) as s:
-            columns = load(self._b.x, (self._first + t, TILE_COLUMNS * s), TILE_COLUMNS)
-            place = TILE_COLUMNS * T.floormod(t, TOKENS)
-            store(self._a, (T.floordiv(t, TOKENS), s, place), columns, TILE_COLUMNS)
+            self._part(*share(spec.panels, part, parts))
 
     def _part(self, panel: Any, end: Any) -> None:
         spec = self._spec
         self._sums = workspace((MOST_TOKENS // PAIR if self._reloads else 1, 4, TOKENS, 16), "int32")
-        if self._chunks.grouped:
-            self._totals = workspace((MOST_TOKENS, 32), "int32")
         if spec.planes:
             self._levels = workspace((self._chunks.steps, 2, TILE_BYTES), "int8")
         jobs = (panel * self._chunks.count, end * self._chunks.count)
@@ -261,29 +249,4 @@ class _Many:
         with T.serial(start, T.max(last, start)) as t:
             row, half, place = T.Bind(pair * PAIR + t), T.floordiv(t, TOKENS), T.floormod(t, TOKENS)
             values = [load(self._sums, (self._slot(pair), 2 * half + v, place, 0), 16) for v in range(2)]
-            if self._chunks.grouped:
-                self._add_group(finish, chunk, row, values)
-            else:
-                finish.token(row, values)
-
-    def _add_group(self, finish: Finish, chunk: Any, row: Any, values: list[Any]) -> None:
-        first = T.broadcast(chunk == 0, 16)
-        before = [T.Select(first, isplat(0), load(self._totals, (row, 16 * v), 16)) for v in range(2)]
-        added = [T.Bind(v) for v in finish.add_group(row, chunk, values, before)]
-        with T.If(chunk == self._chunks.count - 1):
-            with T.Then():
-                finish.token(row, added)
-            with T.Else():
-                for v, value in enumerate(added):
-                    store(self._totals, (row, 16 * v), value, 16)
-
-
-def _parts(spec: DequantSpec) -> int:
-    return max(1, min(MOST_PARTS, spec.panels // PART_PANELS)) if worth_threads(spec) else 1
-
-
-def _share(total: int, part: Any, parts: int) -> tuple[Any, Any]:
-    """First item, and the one after the last, of one of equal parts."""
-    if parts == 1:
-        return T.int64(0), T.int64(total)
-    return T.floordiv(part * total, parts), T.floordiv((part + 1) * total, parts)
+            finish.token(row, values)

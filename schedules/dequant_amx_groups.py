@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from .dequant_finish import Finish
-from .dequant_spec import MOST_TOKENS, Buffers, DequantSpec, Tokens, worth_threads
+from .dequant_spec import Buffers, DequantSpec, Tokens
+from .dequant_tiles import panel_parts, share, token_tiles
 from .dequant_vector import expand_step, panel_planes, workspace
 from .intrin_amx import TOKENS, load_tile, prefetch_panel, store_tile, tile_call, tile_session
 from .intrin_expand_x86 import VbmiExpansion
-from .level_packing import TILE_BYTES, TILE_COLUMNS
+from .level_packing import TILE_BYTES
+from .rounding_shift import psrav
 from .tir import T, isplat, load, splat, store
 
-PARTS = 8
-"""Pieces that the panels are spread over threads in."""
-PSRAV = "llvm.x86.avx512.psrav.d.512"
 VECTORS = 2
 """Vectors of 16 rows in a panel, and accumulators of a group."""
 
@@ -62,17 +61,10 @@ class _Grouped:
 
     def emit(self) -> None:
         spec = self._spec
-        self._a = workspace((MOST_TOKENS // TOKENS, self._steps, TILE_BYTES), "int8")
-        self._copy_tokens()
-        parts = min(PARTS, spec.panels) if worth_threads(spec) else 1
+        self._a = token_tiles(self._b, self._tokens, self._steps)
+        parts = panel_parts(spec)
         with (T.parallel if parts > 1 else T.serial)(0, parts) as part:
-            self._part(*(T.floordiv((part + i) * spec.panels, parts) for i in range(2)))
-
-    def _copy_tokens(self) -> None:
-        with T.serial(0, self._tokens.count) as t, T.serial(0, self._steps) as s:
-            columns = load(self._b.x, (self._tokens.first + t, TILE_COLUMNS * s), TILE_COLUMNS)
-            place = TILE_COLUMNS * T.floormod(t, TOKENS)
-            store(self._a, (T.floordiv(t, TOKENS), s, place), columns, TILE_COLUMNS)
+            self._part(*share(spec.panels, part, parts))
 
     def _part(self, first: Any, end: Any) -> None:
         self._sums = workspace((2, self._groups, VECTORS, TOKENS, 16), "int32")
@@ -184,7 +176,4 @@ class _Grouped:
         if self._tokens.shifts is None:
             return [T.Bind(value) for value in finish.add_group(token, group, sums, before)]
         shift = T.Bind(splat(self._tokens.shifts[token, group]))
-        return [
-            T.Bind(old + T.call_llvm_pure_intrin("int32x16", PSRAV, value, shift))
-            for value, old in zip(sums, before, strict=True)
-        ]
+        return [T.Bind(old + psrav(value, shift)) for value, old in zip(sums, before, strict=True)]
