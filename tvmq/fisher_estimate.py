@@ -25,7 +25,7 @@ from .installation import require
 from .options import Progress, no_progress
 from .parallel import run_jobs
 from .quantization import moments_for, quantize_matrix
-from .sensitivity import WIDTHS, Unit, rows_of, units_of
+from .sensitivity import WIDTHS, Unit, rows_of, unit_sensitivity, units_of
 from .sensitivity_table import SCHEMA, Coding, Sensitivities, UnitSensitivity
 from .size import planes_bytes
 from .store import sha256_file
@@ -133,20 +133,12 @@ def _estimate(sweep: _Sweep, unit: Unit, info: TensorInfo, rows: NDArray[np.int3
     part = weight if rows is None else weight[rows]
     held = Calibration.read(sweep.calibration)
     norm = float(np.square(part).sum(dtype=np.float64)) or 1.0
-    damage, relative, sizes = [], [], []
-    for bits in sweep.widths:
+
+    def estimate(bits: int) -> tuple[float, float, int]:
         entry = sweep.coding.entry(info, bits)
         error = part - quantize_matrix(part, entry, moments_for(entry, held)).dequantize()
-        damage.append(fisher_damage(held, unit.tensor, error, rows))
-        relative.append(float(np.square(error).sum(dtype=np.float64)) / norm)
-        sizes.append(planes_bytes(entry, len(part), info.shape[1], bits))
-    return UnitSensitivity(
-        tensor=unit.tensor,
-        block=unit.block,
-        first=unit.first,
-        rows=unit.rows,
-        bits=sweep.widths,
-        kl=tuple(damage),
-        error=tuple(relative),
-        bytes=tuple(sizes),
-    )
+        relative = float(np.square(error).sum(dtype=np.float64)) / norm
+        size = planes_bytes(entry, len(part), info.shape[1], bits)
+        return fisher_damage(held, unit.tensor, error, rows), relative, size
+
+    return unit_sensitivity(unit, sweep.widths, estimate)

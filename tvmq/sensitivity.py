@@ -11,7 +11,7 @@ for embeddings it is 1 - cosine, the KL of Gaussians of unit variance around the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -219,23 +219,32 @@ def _measure(sweep: Sweep, unit: Unit, info: TensorInfo, rows: NDArray[np.int32]
     others = around.get(unit.tensor, weight)
     alone = probe.divergence(around | {unit.tensor: _with(others, rows, part)}) if around else 0.0
     norm = _energy(part, moments) or 1.0
-    kl, error, sizes = [], [], []
-    for bits in sweep.widths:
+
+    def measure(bits: int) -> tuple[float, float, int]:
         entry = sweep.coding.entry(info, bits)
         coded = _coded(part, entry, moments if entry.quantizer in NEED_MOMENTS else None)
-        error.append(_energy(part - coded, moments) / norm)
-        sizes.append(planes_bytes(entry, len(part), info.shape[1], bits))
         changed = {unit.tensor: _with(others, rows, coded)}
-        kl.append(max(probe.divergence(around | changed) - alone, 0.0))
+        kl = max(probe.divergence(around | changed) - alone, 0.0)
+        size = planes_bytes(entry, len(part), info.shape[1], bits)
+        return kl, _energy(part - coded, moments) / norm, size
+
+    return unit_sensitivity(unit, sweep.widths, measure)
+
+
+def unit_sensitivity(
+    unit: Unit, widths: tuple[int, ...], measure: Callable[[int], tuple[float, float, int]]
+) -> UnitSensitivity:
+    """What ``measure(bits)`` finds of a unit at every width: its loss, its relative error, its bytes."""
+    kl, error, sizes = zip(*map(measure, widths), strict=True)
     return UnitSensitivity(
         tensor=unit.tensor,
         block=unit.block,
         first=unit.first,
         rows=unit.rows,
-        bits=sweep.widths,
-        kl=tuple(kl),
-        error=tuple(error),
-        bytes=tuple(sizes),
+        bits=widths,
+        kl=kl,
+        error=error,
+        bytes=sizes,
     )
 
 
