@@ -19,8 +19,7 @@ from schedules.storage import StoredArray, StoredSegment, float_array
 
 from .families.family import TensorInfo
 from .integer_plan import TABLES
-
-FLOAT_BYTES = 4
+from .size import FLOAT_BYTES
 
 
 def matrix_bytes(info: TensorInfo, entry: BlockBits | WordBits) -> int:
