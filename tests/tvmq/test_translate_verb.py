@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tvmq.cli.lines import deliver
+from tvmq.errors import InputError
+
 SCRIPT = textwrap.dedent(
     """
     import sys, time
@@ -116,6 +119,23 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         process.stdin.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == -signal.SIGPIPE
+
+
+def test_closed_pipes_mean_to_the_caller_what_they_did(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """A caller of ``main`` that writes to a pipe nobody reads must not die of it afterwards."""
+
+    def broken() -> Iterator[str]:
+        yield "b\n"
+        assert signal.getsignal(signal.SIGPIPE) == signal.SIG_DFL
+        raise InputError("line 2")
+
+    before = signal.getsignal(signal.SIGPIPE)
+    deliver(["a\n"], None)
+    assert signal.getsignal(signal.SIGPIPE) == before != signal.SIG_DFL
+    with pytest.raises(InputError):
+        deliver(broken(), None)
+    assert signal.getsignal(signal.SIGPIPE) == before
+    assert capsysbinary.readouterr().out == b"a\nb\n"
 
 
 def test_ctrl_c_is_exit_130() -> None:

@@ -52,11 +52,23 @@ def deliver(texts: Iterable[str], output: Path | None) -> None:
 
         atomic_write(output, "".join(texts))
         return
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends us silently, like any filter
-    for text in texts:
-        sys.stdout.buffer.write(text.encode("utf-8"))
-        sys.stdout.buffer.flush()
+    with _as_a_filter():
+        for text in texts:
+            sys.stdout.buffer.write(text.encode("utf-8"))
+            sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _as_a_filter() -> Iterator[None]:
+    """`| head` ends the process silently inside; what called ``main`` keeps its own ways with closed pipes."""
+    if not hasattr(signal, "SIGPIPE"):
+        yield
+        return
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGPIPE, before)
 
 
 def counted(results: Iterator[Item], ui: Ui, *, to_file: bool, done: str) -> Iterator[Item]:
