@@ -60,7 +60,7 @@ def deliver(texts: Iterable[str], output: Path | None) -> None:
 
 @contextmanager
 def _as_a_filter() -> Iterator[None]:
-    """`| head` ends the process silently inside; a caller of ``main`` keeps its own ways with closed pipes."""
+    """`| head` ends the process silently inside; callers of ``main`` keep their way with closed pipes."""
     if not hasattr(signal, "SIGPIPE"):
         yield
         return
