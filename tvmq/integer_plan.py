@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
 from relay_passes.integer_body import HEAD
-from relay_passes.lower_block_int import ACTIVATIONS, matrix_spec
+from relay_passes.lower_block_int import matrix_spec
 from schedules.block_attention import BlockAttentionSpec
 from schedules.block_gather import LEVEL_BITS
 from schedules.level_packing import TILE_COLUMNS
@@ -30,12 +30,6 @@ _FLOAT = "stays FP32, which integers cannot be; give it 1 to 8 bits"
 
 def check_encoder(config: EncoderConfig) -> None:
     """InputError for an encoder that the integer kernels cannot compute."""
-    if config.activation not in ACTIVATIONS:
-        known = " and ".join(sorted(filter(None, ACTIVATIONS)))
-        raise InputError(
-            f"the activation {config.activation} has no integer form (mode block-int computes {known}); "
-            "compile with mode float"
-        )
     for columns in (config.width, config.ffn):
         if columns % LANES:
             raise InputError(

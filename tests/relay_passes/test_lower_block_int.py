@@ -357,11 +357,20 @@ def test_fp32_matrices_are_refused(encoder: Any, everywhere: Any, lower: Lower) 
             lower(encoder(), everywhere(8, **{name: 32}))
 
 
-@pytest.mark.parametrize("activation", ["tanh", "gelu_tanh"])
-def test_other_activations_are_refused(encoder: Any, everywhere: Any, lower: Lower, activation: str) -> None:
-    message = rf"up ends in {activation}, which has no integer form \(only relu and gelu have\)"
+def test_other_activations_are_refused(encoder: Any, everywhere: Any, lower: Lower) -> None:
+    message = r"up ends in tanh, which has no integer form \(known: relu, gelu, gelu_tanh\)"
     with pytest.raises(ValueError, match=message):
-        lower(encoder(activation=activation), everywhere(8))
+        lower(encoder(activation="tanh"), everywhere(8))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh"])
+def test_each_form_of_gelu_reads_its_own_table(
+    encoder: Any, everywhere: Any, lower: Lower, activation: str
+) -> None:
+    lowered = lower(encoder(activation=activation), everywhere(8))
+    read = {str(parameter.name) for parameter in lowered["main"].params}
+    tables = {"integer:gelu", "integer:gelu_tanh"}
+    assert read & tables == ({f"integer:{activation}"} & tables)
 
 
 def test_groups_that_do_not_fit_are_refused(encoder: Any, everywhere: Any, lower: Lower) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from schedules.block_format import BlockLayout, down_shift, fine_part, quantize, values_of
-from schedules.integer_tables import RSQRT_BITS, exp2, gelu, rsqrt
+from schedules.integer_tables import RSQRT_BITS, exp2, gelu, gelu_table, gelu_tanh_table, rsqrt
 from schedules.rounding_shift import shift_round
 
 
@@ -66,11 +67,20 @@ def q16(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.rint(values * (1 << 16)).astype(np.int64)
 
 
-def test_gelu_is_close_and_saturates() -> None:
+def erf_form(v: float) -> float:
+    return v * 0.5 * math.erfc(-v / math.sqrt(2))
+
+
+def tanh_form(v: float) -> float:
+    return 0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+
+
+@pytest.mark.parametrize(("table", "form"), [(gelu_table(), erf_form), (gelu_tanh_table(), tanh_form)])
+def test_gelu_is_close_and_saturates(table: NDArray[np.int32], form: Callable[[float], float]) -> None:
     x = np.linspace(-8, 8, 4001)
-    exact = np.array([v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x])
-    assert np.abs(gelu(q16(x)) / (1 << 16) - exact).max() < 5e-4
-    assert gelu(np.array([-(1 << 29), 1 << 29])).tolist() == [0, 1 << 29]
+    exact = np.array([form(v) for v in x])
+    assert np.abs(gelu(q16(x), table) / (1 << 16) - exact).max() < 5e-4
+    assert gelu(np.array([-(1 << 29), 1 << 29]), table).tolist() == [0, 1 << 29]
 
 
 def test_exp2_is_close_and_falls() -> None:

@@ -51,9 +51,14 @@ Fine = tuple[NDArray[np.int8], NDArray[np.int32], NDArray[np.int8]]
 """Blocks with the fine part that norms give."""
 Wide = tuple[NDArray[np.int32], NDArray[np.int32]]
 LENGTHS = (5, 1, 22, 2)
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "BertModel": {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128},
-    "RobertaModel": {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 256},
+    "RobertaModel": {
+        "hidden_size": 128,
+        "num_attention_heads": 2,
+        "intermediate_size": 256,
+        "hidden_act": "gelu_new",
+    },
     "DistilBertModel": {"dim": 96, "n_heads": 3, "hidden_dim": 128},
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -102,7 +107,7 @@ class Walk:
             y = self.norm(norm, self.linear(out, block), self.reads(names.up, i), x, before)
             up, down = config.path(names.up, i), config.path(names.down, i)
             wide, exponents = self.linear(up, y[:2], relu=config.activation == "relu")
-            activation = "gelu" if config.activation == "gelu" else ""
+            activation = "" if config.activation == "relu" else config.activation
             hidden = (wide, exponents[:, None])
             block = self.requantized(hidden, self.layout(down), activation=activation)
             before, norm = norm, config.path(names.ffn_norm, i)
