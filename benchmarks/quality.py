@@ -23,6 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
+from targets import detect_host
 from tvmq.errors import TvmqError
 from tvmq.options import CompileOptions, SearchOptions
 from tvmq.store import atomic_write
@@ -77,7 +78,10 @@ class Workload:
 
         artifact = self.work / "candidate.tvmq"
         start = time.perf_counter()
-        options = CompileOptions(plan=setting.plan, calibration=setting.calibration, force=True)
+        level = detect_host()[0]  # quality does not depend on it
+        options = CompileOptions(
+            plan=setting.plan, calibration=setting.calibration, isa_levels=(level,), force=True
+        )
         tvmq.compile(setting.checkpoint or self.model, artifact, options)
         compiled = time.perf_counter() - start
         facts = tvmq.inspect(artifact)
