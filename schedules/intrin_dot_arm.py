@@ -12,7 +12,7 @@ from typing import Any
 from .intrin_dot_x86 import Levels, Rows, StoredSums
 from .level_packing import QUAD, TILE_COLUMNS
 from .packing import TILE_ROWS
-from .tir import T, as_type, intrinsic, isplat, load, scratch, shuffle, store
+from .tir import T, as_type, intrinsic, isplat, load, pinned, scratch, shuffle, store
 
 PARTS = TILE_ROWS // QUAD
 """Registers of 4 rows x 4 columns in a quad of levels."""
@@ -80,21 +80,21 @@ class NeonDot(TileDot):
     def _word(self, a: Rows, b: Levels, where: tuple[Any, Any, Any], sums: list[list[Any]]) -> None:
         words = [T.Bind(as_type(self._columns(a, t, *where[1:]), "int32x4")) for t in range(len(sums))]
         for two in range(0, QUAD, 2):
+            # Pinned, both halves are read where they are, by smull and smull2.
             fours = [
-                [T.Bind(as_type(shuffle([word], [two + i] * 2), "int8x8")) for i in range(2)] for word in words
+                [pinned(shuffle([word], [two + i] * 4), "int8x16") for i in range(2)] for word in words
             ]
             for part in range(PARTS):
                 quads = [self._levels(b, where, two + i, part) for i in range(2)]
-                for half in range(2):
-                    eights = [T.Bind(shuffle([quad], range(8 * half, 8 * half + 8))) for quad in quads]
-                    for token, four in zip(sums, fours, strict=True):
-                        products = [
-                            intrinsic("int16x8", "llvm.aarch64.neon.smull", *pair)
-                            for pair in zip(eights, four, strict=True)
-                        ]
-                        added = intrinsic("int32x4", "llvm.aarch64.neon.saddlp", products[0] + products[1])
+                for token, four in zip(sums, fours, strict=True):
+                    for half in range(2):
+                        first, second = (
+                            intrinsic("int16x8", "llvm.aarch64.neon.smull", _half(quad, half), _half(wide, half))
+                            for quad, wide in zip(quads, four, strict=True)
+                        )
                         into = token[2 * part + half]
-                        store(into, (0,), load(into, (0,), 4) + added, 4)
+                        added = intrinsic("int32x4", "llvm.aarch64.neon.saddlp", first + second)
+                        store(into, (0,), pinned(load(into, (0,), 4) + added, "int32x4"), 4)
 
     def _finished(self, sums: list[list[Any]], token: int) -> list[Any]:
         both = [T.Bind(load(buffer, (0,), 4)) for buffer in sums[token]]
@@ -102,6 +102,11 @@ class NeonDot(TileDot):
             T.Bind(intrinsic("int32x4", "llvm.aarch64.neon.addp", *both[i : i + 2]))
             for i in range(0, len(both), 2)
         ]
+
+
+def _half(vector: Any, half: int) -> Any:
+    """8 of 16 lanes."""
+    return shuffle([vector], range(8 * half, 8 * half + 8))
 
 
 class SdotDot(TileDot):

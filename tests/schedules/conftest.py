@@ -40,9 +40,24 @@ def level_spec(name: str) -> TargetSpec:
 LEVELS = [pytest.param(name, marks=pytest.mark.isa(name)) for name in target_names()]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the levels of other architectures, keeps those of tests (or cases) that are marked ``emulated``.
+
+    An emulator takes ten to a hundred times as long.
+    """
+    own = host_architecture()
+    foreign = {name for name in target_names() if get_target(name).architecture != own}
+
+    def wanted(item: pytest.Item) -> bool:
+        levels = {level for marker in item.iter_markers("isa") for level in marker.args}
+        return not levels & foreign or item.get_closest_marker("emulated") is not None
+
+    items[:] = filter(wanted, items)
+
+
 @pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> TargetSpec:
-    """Every ISA level that this CPU runs."""
+    """Every ISA level that this CPU runs; in tests marked ``emulated`` those of other architectures too."""
     return level_spec(request.param)
 
 
@@ -56,6 +71,17 @@ def kernel_level(request: pytest.FixtureRequest) -> TargetSpec:
 def host_levels() -> list[TargetSpec]:
     """All levels that this CPU runs, for tests that compare them."""
     return [level_spec(name) for name in ["portable", *reversed(detect_host())]]
+
+
+@pytest.fixture(scope="session")
+def emulated_levels() -> list[TargetSpec]:
+    """All levels of other architectures; skips where something is missing to run them."""
+    found = [get_target(name) for name in target_names()]
+    found = [spec for spec in found if spec.architecture != host_architecture()]
+    for spec in found:
+        if find_emulator(spec) is None or find_linker(spec) is None:
+            pytest.skip(f"{spec.name} needs an emulator and a cross compiler")
+    return found
 
 
 class Guarded:

@@ -28,6 +28,7 @@ def example(heads: int, width: int, lengths: list[int]) -> tuple[Any, ...]:
     return floats, rows, exponents, offsets, BlockAttentionSpec(heads=heads, width=width, longest=140)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize(("heads", "width", "lengths"), CASES)
 def test_kernel_equals_reference(
     build: Any, kernel_level: Any, heads: int, width: int, lengths: list[int]

@@ -43,6 +43,7 @@ def example(width: int, block: int, residual: int | None, m: int = 7) -> dict[st
     }  # fmt: skip
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize(("width", "block", "residual"), CASES)
 def test_kernel_equals_reference(
     build: Any, kernel_level: Any, width: int, block: int, residual: int | None

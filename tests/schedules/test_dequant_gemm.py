@@ -126,6 +126,7 @@ def test_equals_reference(build: Any, kernel_level: Any, spec: DequantSpec) -> N
         case.check(kernel, m)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("bits", range(1, 8))
 def test_every_number_of_planes(build: Any, kernel_level: Any, bits: int) -> None:
     case = Case.make(DequantSpec(n=48, k=96, bits=bits))
