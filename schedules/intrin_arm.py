@@ -33,26 +33,38 @@ class NeonSum:
         return 2 if tokens == 1 else 1
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:
-        self._tiles = tiles
-        self._sums = [[scratch((ROWS,), "int16") for _ in range(2 * tiles)] for _ in range(tokens)]
-        for buffer in (b for token in self._sums for b in token):
-            store(buffer, (0,), splat(T.int16(0), ROWS), ROWS)
+        self._tokens, self._tiles = tokens, tiles
+        self._sums = scratch((tokens, 2 * tiles, ROWS), "int16")
+        for token in range(tokens):
+            for half in range(2 * tiles):
+                store(self._sums, (token, half, 0), splat(T.int16(0), ROWS), ROWS)
 
     def step(self, keys: Any, where: list[Any], tables: list[tuple[Any, Any]], group: Any) -> None:
         *outer, first = where
+        buffer, row = tables[0]
         for tile in range(self._tiles):
             indices = self._indices(keys, [*outer, first + tile])
-            for pair in range(PAIRS):
-                for token, (buffer, row) in enumerate(tables):
-                    two = [T.Bind(load(buffer, (row, group + 2 * pair + g, 0), 16)) for g in range(2)]
-                    for half in range(2):
-                        self._add(self._sums[token][2 * tile + half], two, indices[pair][half])
+            if self._tokens == 1:
+                self._add(0, tile, buffer, row, group, indices)
+                continue
+            # Unrolled, the look-ups of all tokens would be done before their sums, and spilled. LLVM does
+            # not see that there are always ``tokens`` rows left.
+            count = T.min(T.int64(self._tokens), buffer.shape[0] - row)
+            with T.serial(0, count) as token:
+                self._add(token, tile, buffer, row + token, group, indices)
 
-    def _add(self, into: Any, two: list[Any], index: Any) -> None:
-        found = intrinsic("int8x16", "llvm.aarch64.neon.tbl2", *two, index)
-        pairs = intrinsic("int16x8", "llvm.aarch64.neon.saddlp", found)
-        # Reordered, sums would not be one sadalp each.
-        store(into, (0,), pinned(load(into, (0,), ROWS) + pairs, "int16x8"), ROWS)
+    def _add(self, token: Any, tile: int, buffer: Any, row: Any, group: Any, indices: list[list[Any]]) -> None:
+        """Adds the entries of one tile for the token in one row of the tables."""
+        sums = [load(self._sums, (token, 2 * tile + half, 0), ROWS) for half in range(2)]
+        for pair, keys in enumerate(indices):
+            two = [T.Bind(load(buffer, (row, group + 2 * pair + g, 0), 16)) for g in range(2)]
+            for half, index in enumerate(keys):
+                found = intrinsic("int8x16", "llvm.aarch64.neon.tbl2", *two, index)
+                # Reordered, sums would not be one sadalp each.
+                added = sums[half] + intrinsic("int16x8", "llvm.aarch64.neon.saddlp", found)
+                sums[half] = pinned(added, "int16x8")
+        for half, value in enumerate(sums):
+            store(self._sums, (token, 2 * tile + half, 0), value, ROWS)
 
     def _indices(self, keys: Any, tile: list[Any]) -> list[list[Any]]:
         """For each pair of column groups: keys of 8 and 8 rows, odd bytes + 16 for the second table."""
@@ -71,7 +83,7 @@ class NeonSum:
         return found
 
     def total(self, token: int, tile: int) -> Any:
-        halves = [T.Bind(load(self._sums[token][2 * tile + h], (0,), ROWS)) for h in range(2)]
+        halves = [T.Bind(load(self._sums, (token, 2 * tile + h, 0), ROWS)) for h in range(2)]
         return T.Cast("int32x16", shuffle(halves, range(TILE_ROWS)))
 
 

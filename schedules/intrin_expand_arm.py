@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from .intrin_expand_x86 import ShuffleExpansion
-from .tir import T, as_type, pinned, splat
+from .tir import T, pinned, splat
 
 
 class NeonExpansion(ShuffleExpansion):

@@ -27,7 +27,9 @@ from .options import (
 from .ui import Force, Json, Quiet, Ui, Verbose, facts_table
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write, by custom NAME.tvmq.")]
-Target = Annotated[str, typer.Option("--target", help="host, x86-64 or arm64 (all levels), or a name of tvmq targets.")]
+Target = Annotated[
+    str, typer.Option("--target", help="host, x86-64 or arm64 (all levels), or a name of tvmq targets.")
+]
 IsaLevels = Annotated[
     str | None, typer.Option("--isa", metavar="LEVELS", help="Exactly these ISA levels, comma-separated.")
 ]
