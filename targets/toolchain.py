@@ -7,10 +7,10 @@ package (``python -m ziglang cc``, which brings headers and libraries of its own
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from .detect import host_architecture
@@ -43,7 +43,7 @@ def find_linker(spec: TargetSpec) -> Linker | None:
         path = shutil.which(name)
         if path is not None:
             return Linker(name=name, command=(path,))
-    if importlib.util.find_spec("ziglang") is not None:
+    if find_spec("ziglang") is not None:
         machine = f"{spec.architecture}-linux-gnu.{ZIG_GLIBC}"
         return Linker(name="ziglang", command=(sys.executable, "-m", "ziglang", "cc", "-target", machine))
     return None

@@ -21,7 +21,7 @@ def tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder that is all of PATH, on an x86-64 machine without ziglang."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("targets.toolchain.host_architecture", lambda: "x86_64")
-    monkeypatch.setattr("targets.toolchain.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("targets.toolchain.find_spec", lambda name: None)
     return tmp_path
 
 
@@ -53,7 +53,7 @@ def test_another_architecture_takes_the_cross_compiler(tools: Path) -> None:
 
 
 def test_ziglang_is_the_last_resort(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("targets.toolchain.importlib.util.find_spec", lambda name: SimpleNamespace(name=name))
+    monkeypatch.setattr("targets.toolchain.find_spec", lambda name: SimpleNamespace(name=name))
     for spec in (ARM, X86):
         found = find_linker(spec)
         assert found is not None
