@@ -89,8 +89,7 @@ class NeonDot(TileDot):
                 for token, four in zip(sums, fours, strict=True):
                     for half in range(2):
                         first, second = (
-                            intrinsic("int16x8", "llvm.aarch64.neon.smull", _half(quad, half), _half(wide, half))
-                            for quad, wide in zip(quads, four, strict=True)
+                            _products(*pair, half) for pair in zip(quads, four, strict=True)
                         )
                         into = token[2 * part + half]
                         added = intrinsic("int32x4", "llvm.aarch64.neon.saddlp", first + second)
@@ -104,9 +103,10 @@ class NeonDot(TileDot):
         ]
 
 
-def _half(vector: Any, half: int) -> Any:
-    """8 of 16 lanes."""
-    return shuffle([vector], range(8 * half, 8 * half + 8))
+def _products(a: Any, b: Any, half: int) -> Any:
+    """int16x8: the products of 8 of 16 lanes."""
+    lanes = range(8 * half, 8 * half + 8)
+    return intrinsic("int16x8", "llvm.aarch64.neon.smull", *(shuffle([v], lanes) for v in (a, b)))
 
 
 class SdotDot(TileDot):

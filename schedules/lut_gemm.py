@@ -217,7 +217,8 @@ class _SegmentEmitter:
             def alpha(tile: int) -> Any:
                 """The scales of a tile; read after the look-ups, which need the registers."""
                 at = rows[tile]
-                return T.Bind(self._float32(load(self.scales, (block, plane, group, at), 16), (block, group, at)))
+                stored = load(self.scales, (block, plane, group, at), 16)
+                return T.Bind(self._float32(stored, (block, group, at)))
 
             if chunks == 1:
                 self._chunk(sums, [block, plane, group, first], together, row, acc, first, alpha)

@@ -30,7 +30,7 @@ BEYOND_ARMV8 = {
     "arm64_i8mm": r"bf(?:dot|mmla|ml)\w*",
 }
 """Dot products, matrix products, bfloat16 and arithmetic on halves, as far as a level lacks them."""
-LATER_ARM = r"cas\w*|swp\w*|ld(?:add|clr|set|eor|apr)\w*|crc32\w*|aes\w+|sha\w+|z\d|p\d|fcmla|sqrdml\w+|fjcvtzs"
+LATER_ARM = r"cas\w*|swp\w*|ld(?:add|clr|set|eor|apr)\w*|crc32\w*|aes\w+|sha\w+|fcmla|sqrdml\w+|fjcvtzs"
 """What no level promises: atomics, checksums, cryptography, SVE, complex numbers."""
 BEYOND_SSE42 = r"v\w+|bls\w+|(?:andn|bextr|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|lzcnt|movbe)\w?"
 """AVX and later start with v; the others are BMI1, BMI2, LZCNT and MOVBE."""

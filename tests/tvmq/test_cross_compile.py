@@ -79,7 +79,7 @@ def test_without_a_linker_nothing_is_begun(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("targets.toolchain.find_spec", lambda name: None)
     output = tmp_path / "out.tvmq"
-    with pytest.raises(MissingToolError, match="nothing links .* code for .*; install gcc-"):
+    with pytest.raises(MissingToolError, match=r"nothing links .* code for .*; install gcc-"):
         api.compile(tiny_model, output, CompileOptions(plan=PLAN, target=TARGET))
     done = tvmq("compile", tiny_model, "-o", output, "--target", TARGET)
     assert done.code == 4
