@@ -4,8 +4,8 @@
 One ``tbl`` reads two tables of 16 entries as fast as one, four at a third of the speed (Neoverse N1). So keys
 are paired: the bytes of two column groups of 8 rows lie side by side, one ``tbl`` looks up both, and ``sadalp``
 adds each pair to its row's 16-bit lane. By the models of Neoverse N1, V1, N2 and V2 that beats ``tbl`` of four
-tables with ``sdot`` (4.0 cycles for 128 weight bits against 6.0, 2.7 against 3.0, 4.0 against 7.0, 2.1 against
-3.0), so all Arm levels share it.
+tables with ``sdot`` (cycles for 128 weight bits: 4.0 against 6.0, 2.7 against 3.0, 4.0 against 7.0, 2.1
+against 3.0), so all Arm levels share it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class NeonSum:
             with T.serial(0, count) as token:
                 self._add(token, tile, buffer, row + token, group, indices)
 
-    def _add(self, token: Any, tile: int, buffer: Any, row: Any, group: Any, indices: list[list[Any]]) -> None:
+    def _add(
+        self, token: Any, tile: int, buffer: Any, row: Any, group: Any, indices: list[list[Any]]
+    ) -> None:
         """Adds the entries of one tile for the token in one row of the tables."""
         sums = [load(self._sums, (token, 2 * tile + half, 0), ROWS) for half in range(2)]
         for pair, keys in enumerate(indices):
