@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inner loops of the table products on NEON: the Arm twins of ``intrin_x86`` and ``intrin_exact``.
 
-One ``tbl`` reads two tables of 16 entries as fast as one, four at a third of the speed (Neoverse N1). So keys
-are paired: the bytes of two column groups of 8 rows lie side by side, one ``tbl`` looks up both, and ``sadalp``
-adds each pair to its row's 16-bit lane. By the models of Neoverse N1, V1, N2 and V2 that beats ``tbl`` of four
-tables with ``sdot`` (cycles for 128 weight bits: 4.0 against 6.0, 2.7 against 3.0, 4.0 against 7.0, 2.1
-against 3.0), so all Arm levels share it.
+One ``tbl`` reads two tables of 16 entries as fast as one, four at a third of the speed (Neoverse N1). So
+keys are paired: the bytes of two column groups of 8 rows lie side by side, one ``tbl`` looks up both, and
+``sadalp`` adds each pair to its row's 16-bit lane. By the models of Neoverse N1, V1, N2 and V2 that beats
+``tbl`` of four tables with ``sdot`` (cycles for 128 weight bits: 4.0 against 6.0, 2.7 against 3.0, 4.0
+against 7.0, 2.1 against 3.0), so all Arm levels share it.
 """
 
 from __future__ import annotations
