@@ -131,15 +131,14 @@ def _link(
     """``build.link``; a full disk or a broken C compiler is the user's error."""
     try:
         return build.link(module, level, path, planned)
-    except RuntimeError as error:
+    except build.LinkError as error:
         complaint = str(error)
-        if type(error) is not RuntimeError or "Compilation error" not in complaint:
-            raise
         if os.strerror(errno.ENOSPC) in complaint:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        first = complaint.partition("Compilation error:")[2].strip().partition("\n")[0]
+        first = complaint.strip().partition("\n")[0]
+        name = build.require_linker(level).name
         raise MissingToolError(
-            f"{build.find_linker()} cannot link the library: {first or complaint} (repair the C compiler)"
+            f"{name} cannot link the library of {level.name}: {first} (repair the C compiler)"
         ) from error
 
 
