@@ -28,6 +28,7 @@ from .artifact import Bits, BlockSize, IsaLevel, Manifest, RowBits, Versions
 from .errors import MissingToolError, UsageError
 from .families.family import TensorInfo
 from .manifest import Workspace
+from .native.library import HEADER, LIBRARY, header, runtime_library
 from .native.program import Program, encode
 from .options import Progress
 
@@ -116,6 +117,8 @@ def build_libraries(
     """
     found, parameters, workspaces = [], {}, {}
     programs: dict[bytes, str] = {}
+    if flat:
+        _write_runtime(staging)
     (staging / "lib").mkdir(exist_ok=True)
     for level in levels:
         clock.start(f"build {level.name}")
@@ -134,6 +137,13 @@ def build_libraries(
             IsaLevel(name=level.name, library=library, program=program, features=features, kernels=kernels)
         )
     return Libraries(levels=tuple(found), parameters=parameters, workspaces=workspaces)
+
+
+def _write_runtime(staging: Path) -> None:
+    """The native runtime and its header, beside the libraries that it runs."""
+    for name, data in ((LIBRARY, runtime_library(build.find_linker())), (HEADER, header())):
+        (staging / name).parent.mkdir(exist_ok=True)
+        (staging / name).write_bytes(data)
 
 
 def _write_program(staging: Path, level: str, program: Program | None, written: dict[bytes, str]) -> str:

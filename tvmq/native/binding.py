@@ -77,17 +77,19 @@ class Session:
     def translate(
         self, sources: Sequence[Sequence[int]], options: dict[str, float]
     ) -> list[list[tuple[tuple[int, ...], float]]]:
-        """(tokens, score) of the ``n_best`` translations of every source, all of them decoded together."""
+        """(tokens, score) of the ``n_best`` translations of every source, all of them decoded together.
+
+        ``options`` are those of ``tvmq_set``; all have to be given, since a session remembers them.
+        """
         for name, value in options.items():
             self._check(self._library.tvmq_set(self._session, name.encode(), value))
         ids, lengths = _joined(sources)
         self._check(
             self._library.tvmq_translate(self._session, ids.ctypes.data, lengths.ctypes.data, len(lengths))
         )
-        return [
-            [self._result(sentence, rank) for rank in range(int(options.get("n_best", 1)))]
-            for sentence in range(len(lengths))
-        ]
+        ranks = range(int(options["n_best"]))
+        results = [[self._result(sentence, rank) for rank in ranks] for sentence in range(len(lengths))]
+        return [[result for result in best if result[0]] for best in results]
 
     def encode(
         self, function: str, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]]

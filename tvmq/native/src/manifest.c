@@ -79,7 +79,7 @@ int manifest_file(const tvmq_model *model, const char *name, size_t limit, File 
     sha256_hex(file->data, file->size, NULL, 0, hex);
     if (!strcmp(hex, expected)) return 0;
     file_close(file);
-    return fail(error, TVMQ_VERIFICATION, "%s/%s: contents differ (sha256; compile or copy the artifact again)",
+    return fail(error, TVMQ_VERIFICATION, "%s/%s: contents differ (sha256) (compile or copy the artifact again)",
                 model->folder, name);
 }
 
