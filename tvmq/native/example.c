@@ -4,7 +4,7 @@
  * included. Writes the ids of each translation, as soon as they are known.
  *
  *     cc example.c -I en-de.tvmq/include -L en-de.tvmq/lib -ltvmq -Wl,-rpath,$PWD/en-de.tvmq/lib -o example
- *     ./example en-de.tvmq [threads [beams]] < ids.txt
+ *     ./example en-de.tvmq [threads [beams [longest output]]] < ids.txt
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,7 +43,7 @@ int main(int argc, char **argv) {
     tvmq_model *model;
     tvmq_session *session;
     if (argc < 2) {
-        fprintf(stderr, "usage: %s ARTIFACT [THREADS [BEAMS]] < ids\n", argv[0]);
+        fprintf(stderr, "usage: %s ARTIFACT [THREADS [BEAMS [LONGEST]]] < ids\n", argv[0]);
         return 2;
     }
     int code = tvmq_load(argv[1], NULL, &model, message, sizeof message);
@@ -53,6 +53,7 @@ int main(int argc, char **argv) {
     }
     code = tvmq_open(model, argc > 2 ? atoi(argv[2]) : 1, &session);
     if (!code && argc > 3) code = tvmq_set(session, "beams", atof(argv[3]));
+    if (!code && argc > 4) code = tvmq_set(session, "max_new_tokens", atof(argv[4]));
     tvmq_stream(session, print_token, NULL);
     for (int count; !code && (count = read_ids(ids)) >= 0; puts("")) {
         size_t length = (size_t)count;

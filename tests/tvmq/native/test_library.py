@@ -148,7 +148,7 @@ def damage(artifact: Path, folder: Path, count: int) -> list[Path]:
 def test_damage_is_refused_and_never_crashes(
     artifact: Path, tmp_path: Path, artifacts: int, parses: int
 ) -> None:
-    """Whole artifacts with one file damaged, and the parsers alone on damaged bytes whose hash would be right."""
+    """Artifacts with one file damaged, and the parsers alone on damaged bytes whose hash would be right."""
     program = tmp_path / "damaged"
     build_instrumented(program, "address,undefined", "damaged.c")
     copies = damage(artifact, tmp_path / "copies", artifacts)

@@ -46,6 +46,8 @@ static inline size_t align_up(size_t bytes) { return (bytes + ALIGNMENT - 1) / A
 
 /* SHA-256 of data, followed by more (may be empty), as 64 lower-case hex digits and a zero. */
 void sha256_hex(const uint8_t *data, size_t size, const uint8_t *more, size_t more_size, char hex[65]);
+/* The constants of its rounds. */
+extern const uint32_t SHA256_K[64];
 /* Adds whole 64-byte blocks to a state. */
 void sha256_blocks_portable(uint32_t state[8], const uint8_t *data, size_t blocks);
 
