@@ -78,12 +78,17 @@ def first_token(example: Path, artifact: Path, text: str) -> float:
 def peak_mb(example: Path, artifact: Path, text: str, outputs: int, beams: int) -> float:
     """Largest resident memory of the whole example process, in 10^6 bytes."""
     command = [str(example), str(artifact), "1", str(beams), str(outputs)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    assert process.stdin is not None
-    process.stdin.write(text.encode())
-    process.stdin.close()
-    _, _, usage = os.wait4(process.pid, 0)
-    return usage.ru_maxrss * 1024 / 1e6
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(text)
+        process.stdin.flush()
+        for _ in text.splitlines():
+            process.stdout.readline()
+        # the process waits for more; its figure would include ours if the system counted it from the fork on
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        process.stdin.close()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
 
 
 def main(
@@ -115,7 +120,7 @@ def main(
             print(f"beam {beams}: " + ", ".join(f"{n} {v:.0f} tokens/s" for n, v in speeds.items()))
             print(f"beam {beams}: peak memory {peak_mb(example, artifact, text, outputs, beams):.1f} MB")
         starts = [first_token(example, artifact, text.splitlines()[0] + "\n") for _ in range(2 * rounds)]
-        print(f"first token after {statistics.median(starts):.1f} ms (least {min(starts):.1f})")
+        print(f"first token after {statistics.median(starts):.1f} ms, at least {min(starts):.1f}")
         for count in (1, 2, 8):
             command = [threads, artifact, str(count), "1", "1"]
             done = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout

@@ -32,6 +32,7 @@ __attribute__((target("+crypto"))) static void sha_blocks(uint32_t state[8], con
         const uint32x4_t first = abcd, second = efgh;
         uint32x4_t w[4];
         for (int i = 0; i < 4; i++) w[i] = vreinterpretq_u32_u8(vrev32q_u8(vld1q_u8(data + 16 * i)));
+#pragma GCC unroll 16 /* the four w then live in registers */
         for (int i = 0; i < 16; i++) {
             const uint32x4_t k = vaddq_u32(w[i & 3], vld1q_u32(SHA256_K + 4 * i)), before = abcd;
             const uint32x4_t sum = vsha256su0q_u32(w[i & 3], w[(i + 1) & 3]);

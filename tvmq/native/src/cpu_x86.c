@@ -74,6 +74,7 @@ __attribute__((target("sha,sse4.1"))) static void sha_blocks(uint32_t state[8], 
         __m128i first = abef, second = cdgh, w[4];
         for (int i = 0; i < 4; i++)
             w[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(data + 16 * i)), order);
+#pragma GCC unroll 16 /* the four w then live in registers */
         for (int i = 0; i < 16; i++) {
             __m128i k = _mm_add_epi32(w[i & 3], _mm_loadu_si128((const __m128i *)(SHA256_K + 4 * i)));
             cdgh = _mm_sha256rnds2_epu32(cdgh, abef, k);
