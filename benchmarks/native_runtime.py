@@ -64,7 +64,8 @@ def tokens_per_second(
 def first_token(example: Path, artifact: Path, text: str) -> float:
     """Milliseconds from starting the process to the first byte of its output."""
     start = time.perf_counter()
-    with subprocess.Popen([example, artifact], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    command = [str(example), str(artifact), "1", "1"]  # greedy search gives tokens as it finds them
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(text.encode())
