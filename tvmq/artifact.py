@@ -227,7 +227,8 @@ def _inside(folder: Path, place: Path) -> bool:
 
 
 def _named(manifest: Manifest) -> list[str]:
-    return [*(level.library for level in manifest.isa_levels), manifest.weights.file]
+    programs = [level.program for level in manifest.isa_levels if level.program]
+    return [*(level.library for level in manifest.isa_levels), *programs, manifest.weights.file]
 
 
 def _check_name(path: Path, name: str) -> None:

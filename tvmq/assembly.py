@@ -28,6 +28,8 @@ from .artifact import Bits, BlockSize, IsaLevel, Manifest, RowBits, Versions
 from .errors import MissingToolError, UsageError
 from .families.family import TensorInfo
 from .manifest import Workspace
+from .native.library import HEADER, LIBRARY, header, runtime_library
+from .native.program import Program, encode
 from .options import Progress
 
 if TYPE_CHECKING:
@@ -75,6 +77,9 @@ def pick_levels(target: str, names: Sequence[str] | None) -> tuple[TargetSpec, .
         raise UsageError(str(error)) from error
     if len({level.name for level in levels}) != len(levels):
         raise UsageError("an ISA level is named twice")
+    machines = sorted({level.architecture for level in levels})
+    if len(machines) > 1:
+        raise UsageError(f"ISA levels of {' and '.join(machines)}; compile once for each architecture")
     return tuple(sorted(levels, key=lambda level: level.rank))
 
 
@@ -102,35 +107,65 @@ def build_libraries(
     dump_ir: Path | None,
     clock: Clock,
     planned: Sequence[str] = (),
+    *,
+    flat: bool = False,
 ) -> Libraries:
     """Lowers and links ``graphs`` (after the common phases) into ``staging``/lib, once per level.
 
-    ``planned`` names functions whose intermediate buffers become workspaces (``plan_buffers``).
+    ``planned`` names functions whose intermediate buffers become workspaces (``plan_buffers``). With
+    ``flat``, the program for the native runtime is written too, once for all levels that share it.
+
+    Raises:
+        NotFlatError: with ``flat``, a graph that is more than kernel calls.
     """
     found, parameters, workspaces = [], {}, {}
+    programs: dict[bytes, str] = {}
+    if flat:
+        _write_runtime(staging, levels[0])
     (staging / "lib").mkdir(exist_ok=True)
     for level in levels:
         clock.start(f"build {level.name}")
         lowered = build.lower(graphs, plan, level, tables, dump_ir)
         parameters = build.parameter_names(lowered)
         library = f"lib/{level.name}.so"
-        buffers = _link(lowered, level, staging / library, planned)
+        linked = _link(lowered, level, staging / library, planned, flat)
         workspaces = {
             name: tuple(msgspec.convert({"dtype": dtype, "shape": shape}, Workspace) for dtype, shape in keys)
-            for name, keys in buffers.items()
+            for name, keys in linked.workspaces.items()
         }
+        program = _write_program(staging, level.name, linked.program, programs)
         features = tuple(sorted(level.cpu_flags))
         kernels = build.kernel_names(lowered)
-        found.append(IsaLevel(name=level.name, library=library, features=features, kernels=kernels))
+        found.append(
+            IsaLevel(name=level.name, library=library, program=program, features=features, kernels=kernels)
+        )
     return Libraries(levels=tuple(found), parameters=parameters, workspaces=workspaces)
 
 
+def _write_runtime(staging: Path, level: TargetSpec) -> None:
+    """The native runtime for a level's architecture and its header, beside the libraries that it runs."""
+    for name, data in ((LIBRARY, runtime_library(build.require_linker(level))), (HEADER, header())):
+        (staging / name).parent.mkdir(exist_ok=True)
+        (staging / name).write_bytes(data)
+
+
+def _write_program(staging: Path, level: str, program: Program | None, written: dict[bytes, str]) -> str:
+    """Name of the file that holds ``program``: one written before or a new one; "" for none."""
+    if program is None:
+        return ""
+    data = encode(program)
+    if data not in written:
+        written[data] = f"lib/{level}.program"
+        (staging / written[data]).write_bytes(data)
+    return written[data]
+
+
 def _link(
-    module: tvm.IRModule, level: TargetSpec, path: Path, planned: Sequence[str]
-) -> dict[str, list[Any]]:
+    module: tvm.IRModule, level: TargetSpec, path: Path, planned: Sequence[str], flat: bool
+) -> build.Linked:
     """``build.link``; a full disk or a broken C compiler is the user's error."""
     try:
-        return build.link(module, level, path, planned)
+        return build.link(module, level, path, planned, flat=flat)
     except build.LinkError as error:
         complaint = str(error)
         if os.strerror(errno.ENOSPC) in complaint:

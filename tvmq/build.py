@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from targets.toolchain import Linker, find_linker, linker_advice
 
 from . import pipeline
 from .errors import MissingToolError
+from .native.flatten import flatten
+from .native.program import Program
 
 OPTIONS = ("-shared", "-fPIC", "-s", "-Wl,--build-id=none")
 
@@ -62,9 +65,22 @@ def kernel_names(module: tvm.IRModule) -> tuple[str, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linked:
+    """What the caller of a linked library must know.
+
+    Attributes:
+        workspaces: planned function -> dtype and shape of the buffers that it takes after its weights.
+        program: its functions as kernel calls, where asked for.
+    """
+
+    workspaces: dict[str, list[Key]]
+    program: Program | None
+
+
 def link(
-    module: tvm.IRModule, target: TargetSpec, path: Path, planned: Sequence[str] = ()
-) -> dict[str, list[Key]]:
+    module: tvm.IRModule, target: TargetSpec, path: Path, planned: Sequence[str] = (), *, flat: bool = False
+) -> Linked:
     """Compiles and links ``module`` to ``path``.
 
     Args:
@@ -72,21 +88,22 @@ def link(
         target: an ISA level.
         path: the library to write.
         planned: entry functions that take their intermediate buffers as workspaces.
-
-    Returns:
-        For each of ``planned``, dtype and shape of the workspaces that it takes after its weights.
+        flat: give the program for the native runtime too.
 
     Raises:
         MissingToolError: nothing links for ``target``.
         LinkError: the linker failed.
+        NotFlatError: with ``flat``, a function that is more than kernel calls.
     """
     create = linking(target)
     workspaces: dict[str, list[Key]] = {}
+    explicit: list[tvm.IRModule] = []
 
     @tvm.transform.module_pass(opt_level=0, name="tvmq.build")
     def lowering(mod: tvm.IRModule, _: Any) -> tvm.IRModule:
         for step in _before_memory():
             mod = step(mod)
+        explicit.append(mod)
         mod = PlanBuffers(names=tuple(planned))(mod)
         for var, function in mod.functions.items():
             if str(var.name_hint) in planned:
@@ -99,7 +116,7 @@ def link(
         executable = relax.build(module, target.to_tvm(), relax_pipeline=lowering)
 
     executable.export_library(str(path), fcompile=create)
-    return workspaces
+    return Linked(workspaces=workspaces, program=flatten(explicit[-1]) if flat else None)
 
 
 def linking(target: TargetSpec) -> Any:

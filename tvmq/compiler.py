@@ -109,7 +109,9 @@ def compile_checkpoint(
         whole = {} if body is None else body.arrays(counts, progress)
         clock.start("lower")
         try:
-            libraries = build_libraries(common, staging, plan, levels, tables, dump_ir, clock, job.planned)
+            libraries = build_libraries(
+                common, staging, plan, levels, tables, dump_ir, clock, job.planned, flat=True
+            )
         except ValueError as error:  # of a pass: what the kernels cannot compute
             raise InputError(str(error)) from error
         clock.start("pack")

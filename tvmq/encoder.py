@@ -18,10 +18,12 @@ from . import encoder_selftest, vm
 from .artifact import Artifact, Manifest, verify_files
 from .encoding import EncodingModel
 from .errors import InputError, UsageError, VerificationError
-from .loading import open_checked, require_use
+from .loading import open_checked, preferred_executor, require_use
 from .machine import return_freed_memory
+from .native.models import NativeEncoding
 from .text_tokenizer import TextTokenizer, Tokens
 
+Model = EncodingModel | NativeEncoding
 Text = str | tuple[str, str]
 """A text, or two that belong together (a question and its answer, a premise and a conclusion)."""
 _HEADS = {"classify": "labels texts; classify with it", "tag": "labels tokens; tag with it"}
@@ -51,14 +53,15 @@ def load_libraries() -> None:
     """Load the native libraries that every encoder needs, without any artifact.
 
     What a process holds after this is the bare interpreter that memory figures are counted from: Python
-    with the runtime's modules, numpy, tokenizers, tvm_ffi and libtvm_runtime.
+    with the runtime's modules, numpy and tokenizers, and tvm_ffi and libtvm_runtime for the VM.
 
     Raises:
         MissingToolError: one of TVM's libraries is not installed.
     """
     import tokenizers  # noqa: F401
 
-    vm.ffi()
+    if preferred_executor() == "vm":
+        vm.ffi()
 
 
 def load(path: Path | str, *, threads: int = 1, isa: str | None = None) -> Encoder:
@@ -80,8 +83,11 @@ def load(path: Path | str, *, threads: int = 1, isa: str | None = None) -> Encod
     _check_manifest(artifact)
     verify_files(artifact, [name for name in artifact.manifest.files if name.startswith("tokenizer/")])
     tokenizer = TextTokenizer.open(artifact.path / "tokenizer")
+    if opened.executor == "native":
+        return_freed_memory()  # reading the tokenizer takes more than it keeps
+        return Encoder(artifact, opened.isa, NativeEncoding(artifact, opened.isa, threads), tokenizer)
     model = EncodingModel(artifact, opened.library)
-    return_freed_memory()  # reading the tokenizer takes more than it keeps
+    return_freed_memory()
     encoder_selftest.check(artifact, model, opened.isa)
     return Encoder(artifact, opened.isa, model, tokenizer)
 
@@ -113,11 +119,11 @@ class Encoder:
         tokenizer: text to token ids.
     """
 
-    def __init__(self, artifact: Artifact, isa: str, model: EncodingModel, tokenizer: TextTokenizer) -> None:
+    def __init__(self, artifact: Artifact, isa: str, model: Model, tokenizer: TextTokenizer) -> None:
         self.isa = isa
         self.tokenizer = tokenizer
         self._artifact = artifact
-        self._model: EncodingModel | None = model
+        self._model: Model | None = model
 
     @property
     def manifest(self) -> Manifest:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -18,6 +19,9 @@ from .store import show
 MODULE_FAMILY: Final = "module"
 """``family`` of artifacts made from a user's own module."""
 SELF_TEST = "selftest.json"
+EXECUTOR = "TVMQ_EXECUTOR"
+"""Environment variable that picks what runs the kernels."""
+Executor = Literal["native", "vm"]
 MAX_THREADS = 256
 Use = Literal["translate", "encode", "module"]
 _WHAT = {"translate": "a translation model", "encode": "an encoder", "module": "a module"}
@@ -30,11 +34,15 @@ _HINT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """An artifact whose used files have the right hash, and the library that this CPU runs."""
+    """An artifact whose used files have the right hash, and the library that this CPU runs.
+
+    For the native executor only the manifest was checked: the runtime itself hashes what it uses.
+    """
 
     artifact: Artifact
     isa: str
     library: str
+    executor: Executor
 
 
 def use_of(artifact: Artifact) -> Use:
@@ -74,9 +82,32 @@ def open_checked(path: Path | str, *, threads: int, isa: str | None) -> Opened:
     artifact = open_artifact(path)
     level = _pick_level(artifact, isa)
     library = next(entry.library for entry in artifact.manifest.isa_levels if entry.name == level)
-    verify_files(artifact, [library, artifact.manifest.weights.file, SELF_TEST])
-    vm.set_threads(threads)
-    return Opened(artifact=artifact, isa=level, library=library)
+    executor = _pick_executor(artifact)
+    if executor == "vm":
+        verify_files(artifact, [library, artifact.manifest.weights.file, SELF_TEST])
+        vm.set_threads(threads)
+    return Opened(artifact=artifact, isa=level, library=library, executor=executor)
+
+
+def preferred_executor() -> Executor:
+    """What runs an artifact that both can run; UsageError for an unknown name in the environment."""
+    match os.environ.get(EXECUTOR, ""):
+        case "":
+            return "vm"
+        case "native" | "vm" as name:
+            return name
+        case other:
+            raise UsageError(f"{EXECUTOR} is {show(other)}, expected native or vm")
+
+
+def _pick_executor(artifact: Artifact) -> Executor:
+    from .native.models import has_runtime
+
+    if has_runtime(artifact):
+        return preferred_executor()
+    if os.environ.get(EXECUTOR) == "native":
+        raise InputError(f"{artifact.path}: holds no native runtime; run it with {EXECUTOR}=vm")
+    return "vm"
 
 
 def _pick_level(artifact: Artifact, wanted: str | None) -> str:

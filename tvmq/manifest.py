@@ -56,10 +56,14 @@ class Model(Part, frozen=True, kw_only=True):
 
 
 class IsaLevel(Part, frozen=True, kw_only=True):
-    """One library: the CPU features it needs and the kernels inside."""
+    """One library: the CPU features it needs and the kernels inside.
+
+    ``program`` is the file that the native runtime walks (``native.program``); "" where there is none.
+    """
 
     name: LevelName
     library: Name
+    program: Annotated[str, Meta(max_length=512)] = ""
     features: tuple[Text, ...]
     kernels: tuple[Text, ...]
 
@@ -204,6 +208,9 @@ def _check(document: dict[str, Any]) -> Manifest:
 def _encode(manifest: Manifest) -> bytes:
     document = msgspec.to_builtins(manifest)
     document["weights"]["parameters"] = encode_names(manifest.weights.parameters)
+    for level in document["isa_levels"]:
+        if not level["program"]:
+            del level["program"]  # only the VM runs it
     if manifest.mode == "float":
         del document["mode"]  # written as before there were modes
     if not manifest.labels:

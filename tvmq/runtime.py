@@ -14,9 +14,10 @@ from pathlib import Path
 from . import selftest, vm
 from .artifact import Artifact, Manifest, verify_files
 from .errors import InputError, UsageError
-from .loading import open_checked, require_use
+from .loading import open_checked, preferred_executor, require_use
 from .machine import return_freed_memory
-from .search import Candidate, SearchOptions, beam_search, greedy_search
+from .native.models import NativeTranslation
+from .search import Candidate, SearchOptions
 from .tokenizer import MarianTokenizer
 from .translation import TranslationModel
 
@@ -33,18 +34,22 @@ class Hypothesis:
     score: float
 
 
+Model = TranslationModel | NativeTranslation
+
+
 def load_libraries() -> None:
     """Load the native libraries that every translation needs, without any artifact.
 
     What a process holds after this is the bare interpreter that memory figures are counted from: Python
-    with the runtime's modules, numpy, sentencepiece, tvm_ffi and libtvm_runtime.
+    with the runtime's modules, numpy and sentencepiece, and tvm_ffi and libtvm_runtime for the VM.
 
     Raises:
         MissingToolError: one of TVM's libraries is not installed.
     """
     import sentencepiece  # noqa: F401
 
-    vm.ffi()
+    if preferred_executor() == "vm":
+        vm.ffi()
 
 
 def load(path: Path | str, *, threads: int = 1, isa: str | None = None) -> Translator:
@@ -65,8 +70,11 @@ def load(path: Path | str, *, threads: int = 1, isa: str | None = None) -> Trans
     require_use(artifact, "translate")
     verify_files(artifact, [name for name in artifact.manifest.files if name.startswith("tokenizer/")])
     tokenizer = MarianTokenizer.open(artifact.path / "tokenizer")
+    if opened.executor == "native":
+        return_freed_memory()  # reading the tokenizer takes twice what it keeps
+        return Translator(artifact, opened.isa, NativeTranslation(artifact, opened.isa, threads), tokenizer)
     model = TranslationModel(artifact, opened.library)
-    return_freed_memory()  # reading the tokenizer takes twice what it keeps
+    return_freed_memory()
     selftest.check(artifact, model, opened.isa)
     return Translator(artifact, opened.isa, model, tokenizer)
 
@@ -74,13 +82,11 @@ def load(path: Path | str, *, threads: int = 1, isa: str | None = None) -> Trans
 class Translator:
     """A loaded translation model. One object per thread; weights are shared through the page cache."""
 
-    def __init__(
-        self, artifact: Artifact, isa: str, model: TranslationModel, tokenizer: MarianTokenizer
-    ) -> None:
+    def __init__(self, artifact: Artifact, isa: str, model: Model, tokenizer: MarianTokenizer) -> None:
         self.isa = isa
         self.tokenizer = tokenizer
         self._artifact = artifact
-        self._model: TranslationModel | None = model
+        self._model: Model | None = model
 
     @property
     def manifest(self) -> Manifest:
@@ -202,10 +208,7 @@ class Translator:
     def _search(self, sources: list[Sequence[int]], options: SearchOptions) -> list[list[Candidate]]:
         if self._model is None:
             raise UsageError("the translator was closed; load the artifact again")
-        session = self._model.begin(sources, rows=len(sources) * options.beams, steps=options.steps)
-        if options.beams == 1:
-            return greedy_search(None, len(sources), options, greedy_step=session.greedy_step)
-        return beam_search(session.step, len(sources), options)
+        return self._model.search(sources, options)
 
     def _hypothesis(self, candidate: Candidate) -> Hypothesis:
         return Hypothesis(

@@ -18,6 +18,7 @@ from .artifact import Artifact
 from .errors import VerificationError
 from .generated import PositionTable
 from .manifest import Sinusoidal, Workspace
+from .search import Candidate, SearchOptions, beam_search, greedy_search
 from .vm import ALIGNMENT, Machine, aligned, as_numpy, usable
 
 Ids = NDArray[np.int32]
@@ -87,6 +88,13 @@ class TranslationModel:
         positions[:] = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
         inputs = [self.machine.tensor(a) for a in (ids, positions, offsets)]
         return list(self.machine.call("encode", [*inputs, *self.arguments("encode")])), offsets
+
+    def search(self, sources: Sequence[Sequence[int]], options: SearchOptions) -> list[list[Candidate]]:
+        """The ``n_best`` outputs of every source, all of them decoded together."""
+        session = self.begin(sources, rows=len(sources) * options.beams, steps=options.steps)
+        if options.beams == 1:
+            return greedy_search(None, len(sources), options, greedy_step=session.greedy_step)
+        return beam_search(session.step, len(sources), options)
 
     def begin(self, sources: Sequence[Sequence[int]], *, rows: int, steps: int) -> TranslationSession:
         """Encodes ``sources`` and prepares up to ``rows`` hypotheses of up to ``steps`` tokens.

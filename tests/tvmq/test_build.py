@@ -73,7 +73,7 @@ def test_a_library_runs_with_and_without_workspaces(
     """Workspaces hold garbage from earlier calls: only what a call writes itself may be read."""
     source, module = chain
     library = tmp_path / "chain.so"
-    spaces = build.link(module, get_target(detect_host()[0]), library, planned)
+    spaces = build.link(module, get_target(detect_host()[0]), library, planned).workspaces
     assert set(spaces) == set(planned)
     state = {name: tensor.numpy() for name, tensor in source.state_dict().items()}
     names = build.parameter_names(module)["main"]

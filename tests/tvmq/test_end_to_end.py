@@ -115,8 +115,7 @@ def test_libraries_fuse_no_products_and_sums(artifact: Path) -> None:
     disassembler = shutil.which("objdump")
     if disassembler is None:
         pytest.skip("needs objdump")
-    libraries = sorted((artifact / "lib").glob("*.so"))
-    assert len(libraries) == len(target_names())
+    libraries = [artifact / "lib" / f"{level}.so" for level in target_names()]
     for library in libraries:
         command = [disassembler, "-d", str(library)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout

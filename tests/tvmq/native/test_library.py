@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runtime as a C library: its interface, the example program, many sessions, damaged artifacts."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import tvmq
+from targets import detect_host, get_target
+from tvmq.build import require_linker
+from tvmq.native import library
+from tvmq.native.binding import ABI_VERSION
+
+HERE = Path(__file__).parent
+SOURCES = [11, 18, 25, 0], [7, 300, 2, 9, 31, 0], [5, 0]
+TEXT = "".join(" ".join(map(str, source)) + "\n" for source in SOURCES)
+UNREAD = ("tokenizer", "include", "plan.json", "libtvmq.so")
+"""Files and folders whose contents the runtime does not use."""
+FILES = sorted([*library.FOLDER.rglob("*.c"), *library.FOLDER.rglob("*.h"), *HERE.glob("*.c")])
+
+
+@pytest.fixture(scope="module")
+def artifact(compiled: Callable[..., Path]) -> Path:
+    return compiled("3-bit", isa_levels=(detect_host()[0],))
+
+
+def build(output: Path, *words: object) -> None:
+    compiler = require_linker(get_target(detect_host()[0])).command
+    done = subprocess.run(
+        [*compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", *map(str, words), "-o", str(output)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode and "-fsanitize" in str(words) and re.search(r"cannot find|unsupported", done.stderr):
+        pytest.skip("the C compiler has no such sanitizer")
+    assert done.returncode == 0, done.stderr
+
+
+def build_instrumented(output: Path, sanitizer: str, source: str) -> None:
+    include = f"-I{library.FOLDER / 'include'}"
+    inside = f"-I{library.FOLDER / 'src'}"
+    build(output, "-g", "-O1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", include, inside,
+          *library.sources(), HERE / source, "-lm", "-lpthread", "-ldl")  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_c_file_is_small_and_licensed(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    assert text.startswith("/* SPDX-License-Identifier: Apache-2.0")
+
+
+def test_only_the_interface_is_visible(artifact: Path) -> None:
+    if not shutil.which("nm"):
+        pytest.skip("no nm")
+    command = ["nm", "-D", "--defined-only", str(artifact / library.LIBRARY)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    declared = set(re.findall(r"\b(tvmq_\w+)\(", library.header().decode())) - {"tvmq_message"}
+    assert {line.split()[-1] for line in listed.splitlines()} - {"tvmq_message"} == declared
+    assert f"TVMQ_ABI_VERSION {ABI_VERSION}\n" in library.header().decode()
+
+
+def test_the_header_is_cplusplus_too(artifact: Path) -> None:
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    command = [compiler, "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-x", "c++"]
+    subprocess.run([*command, str(artifact / library.HEADER)], check=True)
+
+
+def test_the_example_translates(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, folder = tmp_path / "example", artifact / "lib"
+    include, example = artifact / "include", library.FOLDER / "example.c"
+    build(program, "-Wpedantic", example, "-I", include, "-L", folder, "-ltvmq", f"-Wl,-rpath,{folder}")
+    monkeypatch.setenv("TVMQ_EXECUTOR", "vm")
+    with closing(tvmq.load(artifact)) as translator:
+        for threads, beams in ((1, 1), (2, 4)):
+            command = [program, artifact, str(threads), str(beams)]
+            done = subprocess.run(command, input=TEXT, capture_output=True, text=True, check=True)
+            expected = [best[0].tokens for best in translator.translate_ids(SOURCES, beams=beams)]
+            assert [tuple(map(int, line.split())) for line in done.stdout.splitlines()] == expected
+    failed = subprocess.run([program, artifact], input="321 0\n", capture_output=True, text=True, check=False)
+    assert (failed.returncode, failed.stderr) == (
+        3,
+        "error: sentence 1 holds a token id outside 0..319\n",
+    )
+    missing = subprocess.run([program, tmp_path], input="", capture_output=True, text=True, check=False)
+    assert missing.returncode == 3
+    assert "not an artifact (no manifest.json)" in missing.stderr
+
+
+def test_sessions_do_not_disturb_each_other(artifact: Path, tmp_path: Path) -> None:
+    program = tmp_path / "sessions"
+    build_instrumented(program, "thread", "sessions.c")
+    done = subprocess.run(
+        [program, artifact, "4", "4", "2"], input=TEXT, capture_output=True, text=True, check=False
+    )
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("this kernel's address layout is not ThreadSanitizer's")
+    assert done.returncode == 0, done.stderr
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """A few bytes changed, or a part cut out, repeated or cut off."""
+    place, length = rng.randrange(len(data)), rng.randrange(1, 64)
+    match rng.randrange(5):
+        case 0:
+            return data[:place]
+        case 1:
+            return data[:place] + data[place + length :]
+        case 2:
+            return data[: place + length] + data[place:]
+        case _:
+            changed = bytearray(data)
+            for _ in range(rng.randrange(1, 6)):
+                changed[rng.randrange(len(changed))] = rng.choice(b'\x00\xff09 "{}[],:e-x\n')
+            return bytes(changed)
+
+
+def damage(artifact: Path, folder: Path, count: int) -> list[Path]:
+    """Copies of an artifact, each with one file mutated."""
+    rng = random.Random(count)
+    names = [p.relative_to(artifact) for p in sorted(artifact.rglob("*")) if p.is_file()]
+    read = [n for n in names if n.parts[0] not in UNREAD and n.name not in UNREAD]
+    copies = []
+    for number in range(count):
+        copy, victim = folder / str(number), rng.choice([Path("manifest.json"), *read])
+        for name in names:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            if name == victim:
+                (copy / name).write_bytes(mutated((artifact / name).read_bytes(), rng))
+            else:
+                os.link(artifact / name, copy / name)
+        copies.append(copy)
+    return copies
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "parses"), [(150, 1500), pytest.param(2000, 100_000, marks=pytest.mark.slow)]
+)
+def test_damage_is_refused_and_never_crashes(
+    artifact: Path, tmp_path: Path, artifacts: int, parses: int
+) -> None:
+    """Artifacts with one file damaged, and the parsers alone on damaged bytes whose hash would be right."""
+    program = tmp_path / "damaged"
+    build_instrumented(program, "address,undefined", "damaged.c")
+    copies = damage(artifact, tmp_path / "copies", artifacts)
+    words = [str(parses), str(artifact), *map(str, copies)]
+    done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    codes = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    assert len(codes) == artifacts
+    for copy, (code, message) in zip(copies, codes, strict=True):
+        whole = all(
+            file.read_bytes() == (artifact / file.relative_to(copy)).read_bytes()
+            for file in copy.rglob("*")
+            if file.is_file()
+        )
+        assert whole or (code in "35" and message), f"{copy.name}: {code} {message}"

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "threads.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+enum { SPINS = 4000, SPINS_BEFORE_YIELD = 1000, MAX_THREADS = 256 };
+
+struct Threads {
+    int count, started;
+    /* the running loop; written before generation, read after it */
+    ParallelTask task;
+    void *closure;
+    ParallelGroup group;
+    atomic_uint generation;
+    atomic_int left, failed, sleeping, stop;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    pthread_t workers[MAX_THREADS];
+};
+
+typedef struct {
+    Threads *threads;
+    int number;
+} Worker;
+
+/* The kernels' calling convention has no place for it. */
+static _Thread_local Threads *current;
+
+static void relax(void) {
+#if defined(__x86_64__)
+    __asm__ volatile("pause");
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Waits for a loop after the seen one: awake for as long as the next kernel usually takes to come. */
+static unsigned next_generation(Threads *t, unsigned seen) {
+    for (int i = 0; i < SPINS; i++) {
+        unsigned now = atomic_load(&t->generation);
+        if (now != seen) return now;
+        relax();
+    }
+    pthread_mutex_lock(&t->lock);
+    atomic_fetch_add(&t->sleeping, 1);
+    unsigned now;
+    while ((now = atomic_load(&t->generation)) == seen) pthread_cond_wait(&t->wake, &t->lock);
+    atomic_fetch_sub(&t->sleeping, 1);
+    pthread_mutex_unlock(&t->lock);
+    return now;
+}
+
+static void start_generation(Threads *t) {
+    atomic_fetch_add(&t->generation, 1);
+    if (atomic_load(&t->sleeping)) {
+        pthread_mutex_lock(&t->lock);
+        pthread_cond_broadcast(&t->wake);
+        pthread_mutex_unlock(&t->lock);
+    }
+}
+
+static void *work(void *argument) {
+    Worker worker = *(Worker *)argument;
+    Threads *t = worker.threads;
+    free(argument);
+    for (unsigned seen = 0;;) {
+        seen = next_generation(t, seen);
+        if (atomic_load(&t->stop)) return NULL;
+        if (t->task(worker.number, &t->group, t->closure)) atomic_store(&t->failed, 1);
+        atomic_fetch_sub(&t->left, 1);
+    }
+}
+
+Threads *threads_new(int count) {
+    Threads *t = calloc(1, sizeof *t);
+    if (!t) return NULL;
+    t->count = count;
+    t->group.count = count;
+    if (pthread_mutex_init(&t->lock, NULL)) return free(t), NULL;
+    if (pthread_cond_init(&t->wake, NULL)) return pthread_mutex_destroy(&t->lock), free(t), NULL;
+    for (int i = 1; i < count; i++) {
+        Worker *worker = malloc(sizeof *worker);
+        if (worker) *worker = (Worker){t, i};
+        if (!worker || pthread_create(&t->workers[i], NULL, work, worker)) {
+            free(worker);
+            threads_free(t);
+            return NULL;
+        }
+        t->started = i;
+    }
+    return t;
+}
+
+void threads_free(Threads *t) {
+    if (!t) return;
+    atomic_store(&t->stop, 1);
+    start_generation(t);
+    for (int i = 1; i <= t->started; i++) pthread_join(t->workers[i], NULL);
+    pthread_cond_destroy(&t->wake);
+    pthread_mutex_destroy(&t->lock);
+    free(t);
+}
+
+void threads_use(Threads *threads) { current = threads; }
+
+int threads_launch(ParallelTask task, void *closure, int wanted) {
+    Threads *t = current;
+    (void)wanted; /* a hint: the loop is cut into as many parts as the group has */
+    if (!t || t->count == 1) {
+        ParallelGroup alone = {NULL, 1};
+        return task(0, &alone, closure);
+    }
+    t->task = task;
+    t->closure = closure;
+    atomic_store(&t->failed, 0);
+    atomic_store(&t->left, t->count - 1);
+    start_generation(t);
+    int code = task(0, &t->group, closure);
+    for (int i = 0; atomic_load(&t->left); i++) {
+        if (i < SPINS_BEFORE_YIELD)
+            relax();
+        else
+            sched_yield();
+    }
+    return code || atomic_load(&t->failed) ? -1 : 0;
+}

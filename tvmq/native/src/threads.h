@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The threads of one session, behind the kernels' parallel loops. */
+#ifndef TVMQ_THREADS_H
+#define TVMQ_THREADS_H
+
+#include "common.h"
+
+typedef struct Threads Threads;
+
+typedef struct {
+    void *sync_handle;
+    int32_t count;
+} ParallelGroup;
+
+typedef int (*ParallelTask)(int task, ParallelGroup *group, void *closure);
+
+/* count - 1 threads beside the caller's; NULL for lack of resources. */
+Threads *threads_new(int count);
+void threads_free(Threads *threads);
+/* The threads that parallel loops of the calling thread use from now on; NULL: none but itself. */
+void threads_use(Threads *threads);
+/* What kernels call: runs the task once for each thread. */
+int threads_launch(ParallelTask task, void *closure, int wanted);
+
+#endif
