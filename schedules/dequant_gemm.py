@@ -21,7 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dequant_amx import amx_product
-from .dequant_spec import MOST_TOKENS, Buffers, DequantSpec, Tokens, worth_threads
+from .dequant_spec import (
+    DEQUANT_RULE,
+    MOST_TOKENS,
+    Buffers,
+    DequantSchedule,
+    DequantSpec,
+    Tokens,
+    worth_threads,
+)
 from .dequant_vector import vector_product, workspace
 from .rounding_shift import LARGEST_SHIFT, MOVE_FIELDS, checked, clamp_shift, move, shift_round, store_move
 from .tir import KernelBuilder, T, body, put
@@ -75,8 +83,10 @@ def reference(
     return y.astype(np.int32), (exponents + top).astype(np.int32)
 
 
-def dequant_gemm(spec: DequantSpec, isa: str, name: str = "dequant_gemm") -> Any:
-    """PrimFunc for any number of tokens m.
+def dequant_gemm(
+    spec: DequantSpec, isa: str, name: str = "dequant_gemm", schedule: DequantSchedule = DEQUANT_RULE
+) -> Any:
+    """PrimFunc for any number of tokens m. ``schedule`` cuts the work of all levels but AMX.
 
     Parameters in order: x int8[m, padded_k], x_exponents int32[m, x_groups]; keys and alphas, or levels;
     group_shifts where w_groups > 1; bias int32[blocks, 64] where present; row_shifts uint8[blocks, 64];
@@ -99,7 +109,7 @@ def dequant_gemm(spec: DequantSpec, isa: str, name: str = "dequant_gemm") -> Any
             if isa == "amx":
                 amx_product(spec, buffers, tokens)
             else:
-                vector_product(spec, isa, buffers, tokens)
+                vector_product(spec, isa, buffers, tokens, schedule)
     return kernel.result
 
 
@@ -119,4 +129,4 @@ def _emit_exponents(spec: DequantSpec, buffers: Buffers, tokens: Tokens) -> None
                 put(tokens.shifts, (t, g), clamp_shift(largest - buffers.x_exponents[row, g]))
 
 
-__all__ = ["DequantSpec", "dequant_gemm", "reference", "worth_threads"]
+__all__ = ["DequantSchedule", "DequantSpec", "dequant_gemm", "reference", "worth_threads"]

@@ -16,6 +16,7 @@ MOST_TOKENS = 256
 """Tokens that a product takes at once; more come in pieces."""
 CHUNK_STEPS = 12
 """Steps of 64 columns in a part of one long group: a panel of it is 24 KB."""
+MOST_CHUNK_STEPS = 64
 PARALLEL_WEIGHTS = 1 << 19
 """Weights from which on the panels of a product are spread over threads."""
 
@@ -83,6 +84,34 @@ class DequantSpec:
         return -(-(self.k // self.groups) // STEP_COLUMNS)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DequantSchedule:
+    """How an integer product on vectors is cut; AMX has tiles of its own.
+
+    Attributes:
+        tokens: sizes of the token tiles, falling, the last is 1; empty takes the level's own.
+        chunk_steps: steps of 64 columns in a part of one long group.
+        spread: whether panels are spread over threads; None goes by the amount of work.
+    """
+
+    tokens: tuple[int, ...] = ()
+    chunk_steps: int = CHUNK_STEPS
+    spread: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens and (
+            self.tokens[-1] != 1
+            or self.tokens[0] > 8
+            or list(self.tokens) != sorted(set(self.tokens), reverse=True)
+        ):
+            raise ValueError(f"token tiles of {self.tokens}, expected falling numbers, 8 at most, 1 last")
+        if not 1 <= self.chunk_steps <= MOST_CHUNK_STEPS:
+            raise ValueError(f"chunks of {self.chunk_steps} steps, expected 1 to {MOST_CHUNK_STEPS}")
+
+
+DEQUANT_RULE = DequantSchedule()
+
+
 @dataclass(frozen=True, slots=True)
 class Chunks:
     """Pieces of the columns that a panel is multiplied in: column groups, or parts of one long group.
@@ -102,11 +131,11 @@ class Chunks:
     grouped: bool
 
     @staticmethod
-    def of(spec: DequantSpec) -> Chunks:
+    def of(spec: DequantSpec, most: int = CHUNK_STEPS) -> Chunks:
         all_steps = spec.groups * spec.tile_steps
         if spec.groups > 1:
             return Chunks(spec.groups, spec.tile_steps, all_steps, True)
-        count = -(-all_steps // CHUNK_STEPS)
+        count = -(-all_steps // most)
         return Chunks(count, -(-all_steps // count), all_steps, False)
 
     @property
@@ -135,9 +164,10 @@ class Tokens:
     shifts: Any
 
 
-def worth_threads(spec: DequantSpec) -> bool:
+def worth_threads(spec: DequantSpec, schedule: DequantSchedule = DEQUANT_RULE) -> bool:
     """Whether the panels are spread over threads."""
-    return spec.panels > 1 and spec.n * spec.k >= PARALLEL_WEIGHTS
+    worth = spec.n * spec.k >= PARALLEL_WEIGHTS if schedule.spread is None else schedule.spread
+    return worth and spec.panels > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,8 +22,11 @@ HALF = GROUPS // 2
 class TileSum(Protocol):
     """Accumulates table look-ups of row tiles over the steps of one chunk of columns."""
 
-    def tiles(self, tokens: int) -> int:
-        """Row tiles summed at once for ``tokens`` activations (divides 4): as many as registers hold."""
+    def tiles(self, tokens: int, wanted: int) -> int:
+        """Row tiles summed at once for ``tokens`` activations: a divisor of 4.
+
+        ``wanted`` of 0 asks for as many as registers hold; emitters with one form only have that one.
+        """
         ...
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:
@@ -64,8 +67,8 @@ def tile_sum(isa: str) -> TileSum:
 class VbmiSum:
     """vpermb looks up 64 bytes in four tables at once, vpdpbusd adds each row's four bytes."""
 
-    def tiles(self, tokens: int) -> int:
-        return TILES
+    def tiles(self, tokens: int, wanted: int) -> int:
+        return wanted or TILES
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:
         self._sums = [[scratch((TILE_ROWS,), "int32") for _ in range(tiles)] for _ in range(tokens)]
@@ -168,8 +171,8 @@ class Avx2Sum:
 
     _MERGED_ROWS = (0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15)
 
-    def tiles(self, tokens: int) -> int:
-        return max(1, TILES // tokens)
+    def tiles(self, tokens: int, wanted: int) -> int:
+        return wanted or max(1, TILES // tokens)
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:
         self._tokens, self._tiles, self._steps = tokens, tiles, steps
@@ -215,8 +218,8 @@ class Avx2Sum:
 class Ssse3Sum:
     """pshufb looks up one table for 16 rows."""
 
-    def tiles(self, tokens: int) -> int:
-        return max(1, TILES // 2 // tokens)
+    def tiles(self, tokens: int, wanted: int) -> int:
+        return wanted or max(1, TILES // 2 // tokens)
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:
         self._tokens, self._tiles, self._steps = tokens, tiles, steps
@@ -263,7 +266,7 @@ class Ssse3Sum:
 class PortableSum:
     """Plain scalar look-ups, one row after the other: any CPU."""
 
-    def tiles(self, tokens: int) -> int:
+    def tiles(self, tokens: int, wanted: int) -> int:
         return TILES
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .api import (
         allocate,
         bench,
+        bench_kernels,
         compile,
         doctor,
         evaluate,
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "allocate",
     "bench",
+    "bench_kernels",
     "compile",
     "doctor",
     "evaluate",

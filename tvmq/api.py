@@ -16,6 +16,7 @@ from .options import (
     AllocationOptions,
     BenchOptions,
     CompileOptions,
+    KernelBenchOptions,
     PlanOptions,
     Progress,
     QuantizeOptions,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .encoder_benchmark import EncoderBenchResult
     from .encoder_evaluation import EncoderEvalResult
     from .evaluation import EvalResult
+    from .kernels.bench import KernelReport
     from .model_plan import PlanReport
     from .module_runtime import CompiledModule
     from .reporting.writer import ReportResult
@@ -341,6 +343,14 @@ def bench(artifact: Path | str, options: BenchOptions = BenchOptions()) -> Bench
     from .benchmark import bench as measure
 
     return measure(open_artifact(artifact).path, options)
+
+
+def bench_kernels(options: KernelBenchOptions, *, progress: Progress = no_progress) -> KernelReport:
+    """Times of one product by every kernel, beside the machine's limits; see ``tvmq.kernels.bench``."""
+    check_installation()
+    from .kernels.bench import bench_kernels as measure
+
+    return measure(options, progress)
 
 
 def inspect(artifact: Path | str) -> dict[str, Any]:

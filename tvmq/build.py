@@ -73,7 +73,7 @@ def link(
     Returns:
         For each of ``planned``, dtype and shape of the workspaces that it takes after its weights.
     """
-    linker = find_linker()
+    linked = shared_library()
     workspaces: dict[str, list[Key]] = {}
 
     @tvm.transform.module_pass(opt_level=0, name="tvmq.build")
@@ -91,12 +91,19 @@ def link(
     with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
         executable = relax.build(module, target.to_tvm(), relax_pipeline=lowering)
 
+    executable.export_library(str(path), fcompile=linked)
+    return workspaces
+
+
+def shared_library() -> Any:
+    """What TVM calls to link object files; MissingToolError where no compiler links."""
+    linker = find_linker()
+
     def create(output: str, objects: Sequence[str], options: Any = None, **_: Any) -> None:
         cc.create_shared(output, list(objects), ["-s", "-Wl,--build-id=none"], cc=linker)
 
     create.output_format = "so"  # type: ignore[attr-defined]
-    executable.export_library(str(path), fcompile=create)
-    return workspaces
+    return create
 
 
 def _before_memory() -> list[Any]:

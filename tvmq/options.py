@@ -250,3 +250,34 @@ class BenchOptions:
     forced_length: int = 24
     rounds: int = 3
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelBenchOptions:
+    """One product for ``bench_kernels``.
+
+    Attributes:
+        n: output rows.
+        k: columns.
+        m: tokens.
+        bits: planes of a weight, 1 to 8; 32 is FP32.
+        kernel: one kernel instead of all that compute the product.
+        group: columns that share a scale; 0 is a whole row.
+        scale_dtype: dtype of the scales of table kernels.
+        threads: threads of kernels and limits.
+        target: ISA level; ``host`` is the best that runs here.
+        rounds: timed pieces of each kernel; medians count.
+        seed: of weights and activations.
+    """
+
+    n: int
+    k: int
+    m: int = 1
+    bits: int
+    kernel: str | None = None
+    group: int = 0
+    scale_dtype: ScaleDtype = "float16"
+    threads: int = 1
+    target: str = "host"
+    rounds: int = 15
+    seed: int = 0

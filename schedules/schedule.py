@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The knobs of every kernel family as data: how the work is cut, never what comes out.
+
+A schedule without arguments is the rule that holds where nothing was measured. Whatever the values, a kernel
+gives the same bits: sums are added in the order that the family's meaning states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+MOST_TOKENS = 16
+"""Tokens of a tile: more would need more registers than any level has."""
+MOST_PREFETCH = 1 << 16
+STEP_CHOICES = (1, 2, 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenTile:
+    """How a tile of tokens meets a block of rows.
+
+    Attributes:
+        tokens: tokens that share each load of weights.
+        row_tiles: tiles of 16 rows summed at once (1, 2, 4); 0 takes what the level's registers hold.
+        unroll: steps of 32 columns in one pass of the innermost loop (1, 2, 4).
+        prefetch: bytes that weights are asked for ahead of their use; 0 leaves it to the hardware.
+    """
+
+    tokens: int
+    row_tiles: int = 0
+    unroll: int = 1
+    prefetch: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.tokens <= MOST_TOKENS:
+            raise ValueError(f"{self.tokens} tokens in a tile, expected 1 to {MOST_TOKENS}")
+        if self.row_tiles not in (0, *STEP_CHOICES) or self.unroll not in STEP_CHOICES:
+            raise ValueError(f"row tiles {self.row_tiles} and unroll {self.unroll}, expected 1, 2 or 4")
+        if not 0 <= self.prefetch <= MOST_PREFETCH:
+            raise ValueError(f"prefetch of {self.prefetch} bytes, expected 0 to {MOST_PREFETCH}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How one product is computed.
+
+    Attributes:
+        tiles: token tiles, largest first; the last has one token.
+        spread: whether row blocks are spread over threads; None goes by the amount of work.
+    """
+
+    tiles: tuple[TokenTile, ...]
+    spread: bool | None = None
+
+    def __post_init__(self) -> None:
+        counts = [tile.tokens for tile in self.tiles]
+        if not counts or counts[-1] != 1 or counts != sorted(set(counts), reverse=True):
+            raise ValueError(f"token tiles of {counts}, expected falling numbers that end with 1")
+
+    def over(self, tile: TokenTile) -> Schedule:
+        """This schedule with ``tile`` instead of its own tile of as many tokens, or beside the others."""
+        others = [own for own in self.tiles if own.tokens != tile.tokens]
+        tiles = tuple(sorted([*others, tile], key=lambda t: -t.tokens))
+        return Schedule(tiles=tiles, spread=self.spread)
+
+
+LUT_RULE = Schedule(tiles=(TokenTile(tokens=4), TokenTile(tokens=1)))
+"""Two and three tokens run one by one: a tile of 2 would gain them 15 % for half as much code again."""
+FLOAT_RULE = LUT_RULE
+
+
+def to_json(value: TokenTile | Schedule) -> dict[str, Any]:
+    """A schedule as plain data."""
+    if isinstance(value, TokenTile):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return {"tiles": [to_json(tile) for tile in value.tiles], "spread": value.spread}
