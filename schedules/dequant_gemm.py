@@ -21,17 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dequant_amx import amx_product
-from .dequant_spec import (
-    DEQUANT_RULE,
-    MOST_TOKENS,
-    Buffers,
-    DequantSchedule,
-    DequantSpec,
-    Tokens,
-    worth_threads,
-)
+from .dequant_spec import MOST_TOKENS, Buffers, DequantSpec, Tokens, worth_threads
 from .dequant_vector import vector_product, workspace
 from .rounding_shift import LARGEST_SHIFT, MOVE_FIELDS, checked, clamp_shift, move, shift_round, store_move
+from .schedule import DEQUANT_RULE, DequantSchedule
 from .tir import KernelBuilder, T, body, put
 
 
@@ -129,4 +122,4 @@ def _emit_exponents(spec: DequantSpec, buffers: Buffers, tokens: Tokens) -> None
                 put(tokens.shifts, (t, g), clamp_shift(largest - buffers.x_exponents[row, g]))
 
 
-__all__ = ["DequantSchedule", "DequantSpec", "dequant_gemm", "reference", "worth_threads"]
+__all__ = ["DequantSpec", "dequant_gemm", "reference", "worth_threads"]

@@ -8,15 +8,13 @@ from typing import Any, Literal
 
 from .level_packing import PANEL_ROWS, TILE_BYTES, TILE_COLUMNS, check_groups, padded_columns
 from .packing import BLOCK_ROWS, STEP_COLUMNS, row_blocks
+from .schedule import CHUNK_STEPS, DEQUANT_RULE, DequantSchedule
 from .tir import KernelBuilder, T
 
 STORED_LEVELS = 8
 """``bits`` of weights that are stored as levels."""
 MOST_TOKENS = 256
 """Tokens that a product takes at once; more come in pieces."""
-CHUNK_STEPS = 12
-"""Steps of 64 columns in a part of one long group: a panel of it is 24 KB."""
-MOST_CHUNK_STEPS = 64
 PARALLEL_WEIGHTS = 1 << 19
 """Weights from which on the panels of a product are spread over threads."""
 
@@ -82,34 +80,6 @@ class DequantSpec:
     def key_steps(self) -> int:
         """Steps of 32 columns that the keys of one group hold."""
         return -(-(self.k // self.groups) // STEP_COLUMNS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DequantSchedule:
-    """How an integer product on vectors is cut; AMX has tiles of its own.
-
-    Attributes:
-        tokens: sizes of the token tiles, falling, the last is 1; empty takes the level's own.
-        chunk_steps: steps of 64 columns in a part of one long group.
-        spread: whether panels are spread over threads; None goes by the amount of work.
-    """
-
-    tokens: tuple[int, ...] = ()
-    chunk_steps: int = CHUNK_STEPS
-    spread: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.tokens and (
-            self.tokens[-1] != 1
-            or self.tokens[0] > 8
-            or list(self.tokens) != sorted(set(self.tokens), reverse=True)
-        ):
-            raise ValueError(f"token tiles of {self.tokens}, expected falling numbers, 8 at most, 1 last")
-        if not 1 <= self.chunk_steps <= MOST_CHUNK_STEPS:
-            raise ValueError(f"chunks of {self.chunk_steps} steps, expected 1 to {MOST_CHUNK_STEPS}")
-
-
-DEQUANT_RULE = DequantSchedule()
 
 
 @dataclass(frozen=True, slots=True)

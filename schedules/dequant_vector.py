@@ -11,19 +11,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from .dequant_finish import Finish
-from .dequant_spec import (
-    DEQUANT_RULE,
-    MOST_TOKENS,
-    Buffers,
-    Chunks,
-    DequantSchedule,
-    DequantSpec,
-    Tokens,
-    worth_threads,
-)
+from .dequant_spec import MOST_TOKENS, Buffers, Chunks, DequantSpec, Tokens, worth_threads
 from .intrin_dot_x86 import DotProduct, Levels, Rows, dot_product, preferred_bias
 from .intrin_expand_x86 import GROUPS, Expansion, Planes, expansion
 from .level_packing import TILE_BYTES, TILE_COLUMNS
+from .schedule import DEQUANT_RULE, DequantSchedule
 from .tir import T, isplat, load, store
 
 VECTORS = 2

@@ -17,20 +17,19 @@ from numpy.typing import NDArray
 from . import dequant_gemm as dequant
 from . import float_gemm as plain
 from . import lut_gemm as lut
-from .dequant_spec import DEQUANT_RULE, DequantSchedule, DequantSpec
+from .dequant_spec import DequantSpec
 from .level_packing import LIMIT, LevelPlanes, pack_level_keys, pack_levels, pack_row_exponents
 from .lut_table import lut_table
 from .lut_table import reference as table_reference
 from .packing import BitPlanes, ColumnLayout, pack_exponents, pack_keys, pack_offsets, pack_scales
 from .pow2 import POW2, pow2_scales
-from .schedule import FLOAT_RULE, LUT_RULE, Schedule
+from .schedule import AnySchedule, DequantSchedule, Schedule, rule
 from .segment import Segment
 from .workload import Workload
 
 CHECKED_ROWS = 192
 CHECKED_TOKENS = 6
 
-AnySchedule = Schedule | DequantSchedule
 Outputs = Mapping[str, NDArray]
 
 
@@ -64,17 +63,6 @@ class Problem:
     def weight_bytes(self) -> int:
         """Bytes of weights that a call reads, padding included."""
         return sum(self.arrays[name].nbytes for name in self.weights)
-
-
-def rule(workload: Workload) -> AnySchedule:
-    """The schedule of a workload where nothing was measured."""
-    match workload.op:
-        case "dequant":
-            return DEQUANT_RULE
-        case "float":
-            return FLOAT_RULE
-        case _:
-            return LUT_RULE
 
 
 def make_problem(workload: Workload, isa: str, schedule: AnySchedule | None = None, seed: int = 0) -> Problem:

@@ -7,13 +7,17 @@ gives the same bits: sums are added in the order that the family's meaning state
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+
+from .workload import Workload
 
 MOST_TOKENS = 16
 """Tokens of a tile: more would need more registers than any level has."""
 MOST_PREFETCH = 1 << 16
 STEP_CHOICES = (1, 2, 4)
+CHUNK_STEPS = 12
+"""Steps of 64 columns in a part of one long group: a panel of 32 rows of it is 24 KB."""
+MOST_CHUNK_STEPS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +74,43 @@ LUT_RULE = Schedule(tiles=(TokenTile(tokens=4), TokenTile(tokens=1)))
 FLOAT_RULE = LUT_RULE
 
 
-def to_json(value: TokenTile | Schedule) -> dict[str, Any]:
-    """A schedule as plain data."""
-    if isinstance(value, TokenTile):
-        return {field.name: getattr(value, field.name) for field in fields(value)}
-    return {"tiles": [to_json(tile) for tile in value.tiles], "spread": value.spread}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DequantSchedule:
+    """How an integer product on vectors is cut; AMX has tiles of its own.
+
+    Attributes:
+        tokens: sizes of the token tiles, falling, the last is 1; empty takes the level's own.
+        chunk_steps: steps of 64 columns in a part of one long group.
+        spread: whether panels are spread over threads; None goes by the amount of work.
+    """
+
+    tokens: tuple[int, ...] = ()
+    chunk_steps: int = CHUNK_STEPS
+    spread: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens and (
+            self.tokens[-1] != 1
+            or self.tokens[0] > 8
+            or list(self.tokens) != sorted(set(self.tokens), reverse=True)
+        ):
+            raise ValueError(f"token tiles of {self.tokens}, expected falling numbers, 8 at most, 1 last")
+        if not 1 <= self.chunk_steps <= MOST_CHUNK_STEPS:
+            raise ValueError(f"chunks of {self.chunk_steps} steps, expected 1 to {MOST_CHUNK_STEPS}")
+
+
+DEQUANT_RULE = DequantSchedule()
+
+
+AnySchedule = Schedule | DequantSchedule
+
+
+def rule(workload: Workload) -> AnySchedule:
+    """The schedule of a workload where nothing was measured."""
+    match workload.op:
+        case "dequant":
+            return DEQUANT_RULE
+        case "float":
+            return FLOAT_RULE
+        case _:
+            return LUT_RULE

@@ -6,9 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 
-from .dequant_spec import DequantSchedule
-from .problem import AnySchedule, rule
-from .schedule import Schedule, TokenTile
+from .schedule import AnySchedule, DequantSchedule, Schedule, TokenTile, rule
 from .workload import Workload
 
 ONE_TOKEN = {

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schedules.dequant_gemm import DequantSchedule
 from schedules.lut_gemm import worth_threads
-from schedules.problem import AnySchedule, lut_spec, make_problem
-from schedules.schedule import LUT_RULE, Schedule, TokenTile
+from schedules.problem import lut_spec, make_problem
+from schedules.schedule import LUT_RULE, AnySchedule, DequantSchedule, Schedule, TokenTile, rule
 from schedules.tuning_space import candidates
 from schedules.workload import M_BUCKETS, Workload
 
@@ -107,11 +106,6 @@ def test_threads_follow_the_schedule() -> None:
 def test_candidates_begin_with_the_rule_and_differ(op: Any, m: int, threads: int) -> None:
     workload = Workload.of(op, 4096, 512, m, 32 if op == "float" else 2)
     found = candidates(workload, threads)
-    assert found[0] == make_rule(workload)
+    assert found[0] == rule(workload)
     assert len(set(found)) == len(found) > 1
 
-
-def make_rule(workload: Workload) -> AnySchedule:
-    from schedules.problem import rule
-
-    return rule(workload)

@@ -24,6 +24,7 @@ from .compile import compile_model
 from .encode import classify, embed, tag
 from .evaluate import evaluate
 from .kernels import bench_kernels
+from .log import log
 from .plan import plan
 from .quantize import quantize_model
 from .report import report
@@ -54,6 +55,7 @@ app.command("tag")(tag)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("bench kernels")(bench_kernels)
+app.add_typer(log, name="log")
 app.command("inspect")(inspect)
 app.command("report")(report)
 app.command("verify")(verify)
