@@ -69,9 +69,9 @@ class Schedule:
         return Schedule(tiles=tiles, spread=self.spread)
 
 
-LUT_RULE = Schedule(tiles=(TokenTile(tokens=4), TokenTile(tokens=1)))
+LUT_RULE = Schedule(tiles=(TokenTile(tokens=4), TokenTile(tokens=1, prefetch=4096)))
 """Two and three tokens run one by one: a tile of 2 would gain them 15 % for half as much code again."""
-FLOAT_RULE = LUT_RULE
+FLOAT_RULE = Schedule(tiles=(TokenTile(tokens=4), TokenTile(tokens=1)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
