@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         report,
         retrain,
         targets,
+        tune,
         verify,
     )
 
@@ -43,6 +44,7 @@ __all__ = [
     "report",
     "retrain",
     "targets",
+    "tune",
     "verify",
 ]
 

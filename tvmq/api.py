@@ -22,6 +22,7 @@ from .options import (
     QuantizeOptions,
     ReportOptions,
     SearchOptions,
+    TuneOptions,
     no_progress,
 )
 from .retraining.options import RetrainOptions
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .encoder_evaluation import EncoderEvalResult
     from .evaluation import EvalResult
     from .kernels.bench import KernelReport
+    from .kernels.tuner import TuneReport
     from .model_plan import PlanReport
     from .module_runtime import CompiledModule
     from .reporting.writer import ReportResult
@@ -163,6 +165,7 @@ def _compile_folder(
 ) -> CompileReport:
     from .calibration import calibration_of
     from .compiler import compile_checkpoint
+    from .kernels.logs import log_of
 
     planned = describe_plan(model, options.plan)
     return compile_checkpoint(
@@ -177,6 +180,7 @@ def _compile_folder(
         dump_ir=options.dump_ir,
         isa_levels=options.isa_levels,
         pooling=options.pooling,
+        log=log_of(options.tuning_log),
         progress=progress,
     )
 
@@ -351,6 +355,21 @@ def bench_kernels(options: KernelBenchOptions, *, progress: Progress = no_progre
     from .kernels.bench import bench_kernels as measure
 
     return measure(options, progress)
+
+
+def tune(
+    source: Path | str,
+    log: Path | str,
+    options: TuneOptions = TuneOptions(),
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Progress = no_progress,
+) -> TuneReport:
+    """Search schedules for a model folder or a file of workloads; see ``tvmq.kernels.tune``."""
+    check_installation()
+    from .kernels.tune import tune as search
+
+    return search(Path(source), Path(log), options, say=say, progress=progress)
 
 
 def inspect(artifact: Path | str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from relay_passes.bit_plan import BitPlan, WordBits
 from schedules.lut_table import Tables
+from schedules.tuning_log import NO_RECORDS, TuningLog
 from targets import detect_host, get_target, resolve_targets
 from targets.spec import TargetSpec
 
@@ -102,16 +103,18 @@ def build_libraries(
     dump_ir: Path | None,
     clock: Clock,
     planned: Sequence[str] = (),
+    log: TuningLog = NO_RECORDS,
 ) -> Libraries:
     """Lowers and links ``graphs`` (after the common phases) into ``staging``/lib, once per level.
 
-    ``planned`` names functions whose intermediate buffers become workspaces (``plan_buffers``).
+    Schedules are those of ``log``. ``planned`` names functions whose intermediate buffers become workspaces
+    (``plan_buffers``).
     """
     found, parameters, workspaces = [], {}, {}
     (staging / "lib").mkdir(exist_ok=True)
     for level in levels:
         clock.start(f"build {level.name}")
-        lowered = build.lower(graphs, plan, level, tables, dump_ir)
+        lowered = build.lower(graphs, plan, level, tables, dump_ir, log)
         parameters = build.parameter_names(lowered)
         library = f"lib/{level.name}.so"
         buffers = _link(lowered, level, staging / library, planned)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from relay_passes.bit_plan import BitPlan, encode_plan, plan_hash
 from relay_passes.fold_transpose import transposed_tensors
 from schedules.lut_table import Tables
+from schedules.tuning_log import NO_RECORDS, TuningLog
 
 from . import build, pipeline
 from .artifact import Bits, IsaLevel, Manifest, Model, Weights, write_artifact, write_weights
@@ -57,6 +58,7 @@ def compile_checkpoint(
     dump_ir: Path | None = None,
     isa_levels: Sequence[str] | None = None,
     pooling: PoolingOptions = PoolingOptions(),
+    log: TuningLog = NO_RECORDS,
     progress: Progress = no_progress,
 ) -> CompileReport:
     """Compile a checkpoint folder into an artifact folder.
@@ -74,6 +76,7 @@ def compile_checkpoint(
         dump_ir: folder for the IR after each phase.
         isa_levels: exactly these levels instead of the target's.
         pooling: of an encoder's embeddings, instead of what the model folder says.
+        log: measured schedules.
         progress: told of every phase.
 
     Raises:
@@ -108,7 +111,9 @@ def compile_checkpoint(
         whole = {} if body is None else body.arrays(counts, progress)
         clock.start("lower")
         try:
-            libraries = build_libraries(common, staging, plan, levels, tables, dump_ir, clock, job.planned)
+            libraries = build_libraries(
+                common, staging, plan, levels, tables, dump_ir, clock, job.planned, log
+            )
         except ValueError as error:  # of a pass: what the kernels cannot compute
             raise InputError(str(error)) from error
         clock.start("pack")

@@ -38,6 +38,7 @@ from .assembly import (
 from .checkpoint import read_frequencies
 from .errors import InputError, UsageError, VerificationError
 from .families.family import TensorInfo
+from .kernels.logs import log_of
 from .loading import MODULE_FAMILY
 from .model_plan import plan_tensors
 from .module_export import ExportedModule, export_module
@@ -152,7 +153,10 @@ def _build(
 ) -> Libraries:
     """As ``build_libraries``; what TVM cannot compile is the user's to know in one sentence."""
     try:
-        return build_libraries(graphs, staging, plan, levels, options.tables, options.dump_ir, clock)
+        log = log_of(options.tuning_log)
+        return build_libraries(
+            graphs, staging, plan, levels, options.tables, options.dump_ir, clock, log=log
+        )
     except (tvm.error.InternalError, NotImplementedError, AssertionError) as error:
         reason = str(error).strip().splitlines()
         raise InputError(

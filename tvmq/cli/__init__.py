@@ -31,6 +31,7 @@ from .report import report
 from .reports import bench, doctor, inspect, targets, verify
 from .retrain import retrain
 from .translate import translate
+from .tune import tune
 from .ui import Ui
 
 INTERRUPTED = 130
@@ -55,6 +56,7 @@ app.command("tag")(tag)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("bench kernels")(bench_kernels)
+app.command("tune")(tune)
 app.add_typer(log, name="log")
 app.command("inspect")(inspect)
 app.command("report")(report)

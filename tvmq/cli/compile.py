@@ -39,6 +39,9 @@ Normalize = Annotated[
     bool | None,
     typer.Option("--normalize/--no-normalize", help="Embeddings of unit length [default: the model's]"),
 ]
+TuningLogFile = Annotated[
+    Path | None, typer.Option("--tuning-log", help="Measured schedules besides the shipped ones (tvmq tune).")
+]
 DumpIr = Annotated[Path | None, typer.Option("--dump-ir", help="Folder for the IR after each phase.")]
 
 
@@ -56,6 +59,7 @@ def compile_model(
     calibration: CalibrationFile = None,
     pooling: PoolingKind = None,
     normalize: Normalize = None,
+    tuning_log: TuningLogFile = None,
     dump_ir: DumpIr = None,
     dry_run: DryRun = False,
     force: Force = False,
@@ -82,6 +86,7 @@ def compile_model(
         tables=tables,
         dump_ir=dump_ir,
         pooling=PoolingOptions(kind=pooling, normalize=normalize),
+        tuning_log=tuning_log,
         force=force,
     )
     start = time.perf_counter()

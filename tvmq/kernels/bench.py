@@ -108,7 +108,7 @@ def bench_kernels(options: KernelBenchOptions, progress: Progress = no_progress)
 
     from .library import compile_timer
 
-    target, names = _target(options.target), _names(options)
+    target, names = runnable_target(options.target), _names(options)
     vm.set_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="tvmq-kernels-") as name:
         folder = Path(name)
@@ -131,7 +131,8 @@ def bench_kernels(options: KernelBenchOptions, progress: Progress = no_progress)
         return _report(options, target.name, timed, limits)
 
 
-def _target(name: str) -> TargetSpec:
+def runnable_target(name: str) -> TargetSpec:
+    """An ISA level that this CPU runs; UsageError for any other."""
     from targets import detect_host, get_target
 
     here = detect_host()

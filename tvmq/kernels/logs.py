@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from schedules import tuning_log
+from schedules.tuned import shipped_log
 from schedules.tuning_log import Damage, TuningLog, TuningRecord
 from tvmq.errors import InputError, UsageError
 from tvmq.store import atomic_write
@@ -49,6 +50,12 @@ def read_log(path: Path) -> TuningLog:
         first = log.damaged[0]
         raise InputError(f"{path}: no tuning log: line {first.line}: {first.why}")
     return log
+
+
+def log_of(path: Path | None) -> TuningLog:
+    """What models are compiled with: the records of a file, then the shipped ones."""
+    shipped = shipped_log()
+    return shipped if path is None else tuning_log.merge([read_log(path), shipped])
 
 
 def check_logs(paths: Sequence[Path]) -> list[LogFacts]:
