@@ -3,7 +3,7 @@
 
 Spaces have tens of schedules, few enough to try them all; the order decides what a short budget finds. A
 candidate's expected gain is the mean of measured gains, weighted by how many knobs differ and how far their
-workload is.
+workload is, and of a 1 for what is not known.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from .tuning_log import Key, TuningRecord, distance
 
 REACH = 4.0
 """Workloads farther away than this say nothing."""
+UNKNOWN = 0.1
+"""Weight of the rule's own speed."""
 
 
 def ranked(
@@ -31,10 +33,10 @@ def ranked(
 
 
 def expected_gain(schedule: AnySchedule, near: Sequence[tuple[TuningRecord, float]]) -> float:
-    """The weighted mean of measured gains; failures count as none."""
+    """The weighted mean of measured gains; a failure's is 0."""
     weights = [math.exp(-apart - 1.5 * difference(schedule, record.schedule)) for record, apart in near]
     total = sum(weight * record.gain for weight, (record, _) in zip(weights, near, strict=True))
-    return total / sum(weights)
+    return (total + UNKNOWN) / (sum(weights) + UNKNOWN)
 
 
 def difference(a: AnySchedule, b: AnySchedule) -> int:

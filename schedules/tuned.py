@@ -15,7 +15,7 @@ from .workload import M_BUCKETS, Workload
 @cache
 def shipped_log() -> TuningLog:
     """The records that come with the package, of all targets."""
-    folder = files(__package__).joinpath("logs")
+    folder = files("schedules").joinpath("logs")
     parts = sorted(folder.iterdir(), key=lambda part: part.name) if folder.is_dir() else []
     return merge([parse(part.read_bytes()) for part in parts if part.name.endswith(".jsonl")])
 

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .errors import UsageError
 from .installation import check_installation, require
+from .kernels.verbs import bench_kernels as bench_kernels
+from .kernels.verbs import describe_schedules as describe_schedules
+from .kernels.verbs import tune as tune
 from .options import (
     AllocationOptions,
     BenchOptions,
     CompileOptions,
-    KernelBenchOptions,
     PlanOptions,
     Progress,
     QuantizeOptions,
     ReportOptions,
     SearchOptions,
-    TuneOptions,
     no_progress,
 )
 from .retraining.options import RetrainOptions
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from .encoder_benchmark import EncoderBenchResult
     from .encoder_evaluation import EncoderEvalResult
     from .evaluation import EvalResult
-    from .kernels.bench import KernelReport
-    from .kernels.tuner import TuneReport
     from .model_plan import PlanReport
     from .module_runtime import CompiledModule
     from .reporting.writer import ReportResult
@@ -347,29 +346,6 @@ def bench(artifact: Path | str, options: BenchOptions = BenchOptions()) -> Bench
     from .benchmark import bench as measure
 
     return measure(open_artifact(artifact).path, options)
-
-
-def bench_kernels(options: KernelBenchOptions, *, progress: Progress = no_progress) -> KernelReport:
-    """Times of one product by every kernel, beside the machine's limits; see ``tvmq.kernels.bench``."""
-    check_installation()
-    from .kernels.bench import bench_kernels as measure
-
-    return measure(options, progress)
-
-
-def tune(
-    source: Path | str,
-    log: Path | str,
-    options: TuneOptions = TuneOptions(),
-    *,
-    say: Callable[[str], None] = lambda text: None,
-    progress: Progress = no_progress,
-) -> TuneReport:
-    """Search schedules for a model folder or a file of workloads; see ``tvmq.kernels.tune``."""
-    check_installation()
-    from .kernels.tune import tune as search
-
-    return search(Path(source), Path(log), options, say=say, progress=progress)
 
 
 def inspect(artifact: Path | str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,6 +34,7 @@ from .errors import InputError
 from .families import get_family
 from .integer_plan import BLOCK_INT
 from .integer_weights import IntegerBody
+from .kernels.model_workloads import kernel_schedules
 from .model_plan import check_mode, other_params
 from .options import PoolingOptions, Progress, no_progress
 from .quantization import quantize_model
@@ -141,6 +143,8 @@ def compile_checkpoint(
         manifest = _manifest(
             checkpoint, family.name, job.facts(), plan, tables, target, libraries.levels, weights, bits
         )
+        chosen = kernel_schedules(log, infos, plan, tables, levels)
+        manifest = msgspec.structs.replace(manifest, schedules=chosen)
         clock.start("self-test")
         job.record(staging, manifest, best_level(levels))
         written = write_artifact(staging, manifest)

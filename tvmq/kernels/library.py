@@ -60,7 +60,7 @@ def compile_timer(folder: Path) -> Path:
     """Compiles the timing loop into ``folder``."""
     from tvmq.build import find_linker
 
-    source, path = files(__package__).joinpath("timer.c"), folder / "timer.so"
+    source, path = files("tvmq.kernels").joinpath("timer.c"), folder / "timer.so"
     command = [find_linker(), "-O2", "-shared", "-fPIC", "-x", "c", "-", "-o", str(path)]
     done = subprocess.run(command, input=source.read_bytes(), capture_output=True, check=False)
     if done.returncode:
@@ -101,23 +101,24 @@ class Product:
         self._first = {name: _usable(array) for name, array in self.problem.arrays.items()}
         own = {name: self.problem.arrays[name] for name in self.problem.weights}
         self._weights = _pool(own, self.copies, self.spacing)
-        arrays = [self._first | own for own in self._weights]
-        calls = [self._arguments(own, stage) for own in arrays for stage in self.stages]
+        shared = {name: _tensor(array) for name, array in self._first.items()}
+        calls = [
+            self._arguments(shared | {name: _tensor(array) for name, array in copy.items()}, stage)
+            for copy in self._weights
+            for stage in self.stages
+        ]
         addresses = [
             ctypes.cast(getattr(library, f"__tvm_ffi_{stage}"), ctypes.c_void_p).value
             for stage in self.stages
         ]
-        self._keep = [module, library, arrays, calls]
+        self._keep = [module, library, calls]
         self._bind(timer, addresses, calls)
 
-    def _arguments(self, arrays: Mapping[str, NDArray], stage: str) -> Any:
-        """The packed arguments of one kernel."""
-        names = self.problem.calls[stage]
-        tensors = [_tensor(arrays[name]) for name in names]
-        packed = (_Any * len(names))(
-            *(_Any(TENSOR, 0, ctypes.addressof(tensor)) for tensor, _ in tensors)
-        )
-        packed._keep = tensors  # type: ignore[attr-defined]
+    def _arguments(self, tensors: Mapping[str, tuple[_DLTensor, Any]], stage: str) -> Any:
+        """The packed arguments of one kernel, which keep what they point to."""
+        own = [tensors[name] for name in self.problem.calls[stage]]
+        packed = (_Any * len(own))(*(_Any(TENSOR, 0, ctypes.addressof(tensor)) for tensor, _ in own))
+        packed._keep = own  # type: ignore[attr-defined]
         return packed
 
     def _bind(self, timer: Any, addresses: Sequence[int | None], calls: Sequence[Any]) -> None:

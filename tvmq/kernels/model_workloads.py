@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits
@@ -13,33 +13,16 @@ from schedules.lut_table import Tables
 from schedules.tuned import tuned
 from schedules.tuning_log import TuningLog
 from schedules.workload import Workload
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleChoice:
-    """The schedule of one kind of product on one ISA level.
-
-    Attributes:
-        kernel: its family.
-        n, k, bits: rows, columns, bits of a weight.
-        target: ISA level.
-        source: ``tuned``, ``nearest`` or ``rule`` for each bucket of tokens that has a record.
-        schedule: in words.
-    """
-
-    kernel: str
-    n: int
-    k: int
-    bits: int
-    target: str
-    source: str
-    schedule: str
+from targets.spec import TargetSpec
+from tvmq.errors import InputError
+from tvmq.families.family import TensorInfo, decodes
+from tvmq.manifest import KernelSchedule
 
 
 def plan_workloads(
     plan: BitPlan, shapes: Mapping[str, tuple[int, int]], tables: Tables, tokens: Sequence[int] = (1,)
 ) -> list[Workload]:
-    """The products of all planned matrices, each once; tables that are only looked up in are among them."""
+    """The products of the planned matrices among ``shapes``, each once."""
     from relay_passes.lower_linear import (
         float_workload,
         kernel_segments,
@@ -49,6 +32,8 @@ def plan_workloads(
 
     found: dict[Workload, None] = {}
     for entry in plan.entries():
+        if entry.tensor not in shapes:
+            continue
         n, k = shapes[entry.tensor]
         if isinstance(entry, BlockBits) and entry.bits == FLOAT_BITS:
             products = [float_workload(n, k)]
@@ -70,31 +55,41 @@ def _integer_workload(entry: BlockBits, n: int, k: int) -> Workload:
     return Workload.of("dequant", n, k, 1, spec.bits, k // spec.groups)
 
 
-def choices(log: TuningLog, workloads: Sequence[Workload], target: str) -> list[ScheduleChoice]:
-    """What the log has for each workload."""
-    found = []
-    for workload in workloads:
-        result = tuned(log, workload, target)
-        sources = [f"{choice.source} for {m} tokens" for m, choice in result.choices.items()]
-        found.append(
-            ScheduleChoice(
-                kernel=workload.op,
-                n=workload.n,
-                k=workload.k,
-                bits=workload.bits,
-                target=target,
-                source=", ".join(sources) or "rule",
-                schedule=describe(result.schedule),
-            )
-        )
-    return found
+def product_shapes(infos: Sequence[TensorInfo]) -> dict[str, tuple[int, int]]:
+    """Matrices that activations are multiplied by; words' tables only are where a decoder scores words."""
+    scores = decodes(infos)
+    return {info.name: info.shape for info in infos if scores or not info.is_embedding}
+
+
+def kernel_schedules(
+    log: TuningLog,
+    infos: Sequence[TensorInfo],
+    plan: BitPlan,
+    tables: Tables,
+    levels: Sequence[TargetSpec],
+) -> tuple[KernelSchedule, ...]:
+    """The schedule of every kind of product of a plan on every level, and where it comes from."""
+    workloads = plan_workloads(plan, product_shapes(infos), tables)
+    return tuple(_schedule(log, workload, level.name) for level in levels for workload in workloads)
+
+
+def _schedule(log: TuningLog, workload: Workload, target: str) -> KernelSchedule:
+    result = tuned(log, workload, target)
+    sources = [f"{choice.source} at {m}" for m, choice in result.choices.items()]
+    return KernelSchedule(
+        kernel=workload.op,
+        n=workload.n,
+        k=workload.k,
+        bits=workload.bits,
+        target=target,
+        source=", ".join(sources) or "rule",
+        schedule=describe(result.schedule),
+    )
 
 
 def read_workloads(plain: Any, where: str) -> list[Workload]:
     """Workloads of a JSON list of objects with ``op n k m bits`` and, if not usual, ``group layout``."""
     import msgspec
-
-    from tvmq.errors import InputError
 
     if not isinstance(plain, list) or not plain:
         raise InputError(f"{where}: expected a list of workloads")

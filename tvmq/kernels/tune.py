@@ -15,7 +15,7 @@ from tvmq.store import read_json
 
 from .bench import runnable_target
 from .logs import read_log
-from .model_workloads import plan_workloads, read_workloads
+from .model_workloads import plan_workloads, product_shapes, read_workloads
 from .runner import LocalRunner, Runner
 from .tuner import Tuner, TuneReport
 
@@ -34,8 +34,7 @@ def workloads_of(source: Path, options: TuneOptions) -> list[Workload]:
     checkpoint = Checkpoint.open(source)
     family = get_family(checkpoint.config)
     tensors = family.tensors(family.read_config(checkpoint.config))
-    shapes = {info.name: info.shape for info in tensors}
-    return plan_workloads(plan, shapes, options.tables, options.tokens)
+    return plan_workloads(plan, product_shapes(tensors), options.tables, options.tokens)
 
 
 def tune(

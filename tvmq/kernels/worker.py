@@ -29,6 +29,8 @@ from .library import Product, compile_kernels, compile_timer
 
 COLD_BYTES = 96 << 20
 """Weights that are used in turn for one token: more than a core's share of any last-level cache."""
+MOST_COPIES = 1500
+"""Copies of small weights, which then lie apart."""
 SLICE = 1e-3
 
 
@@ -99,8 +101,9 @@ class Bench:
         outputs = whole.run()
         problem.check(outputs)
         filled = replace(problem, arrays=whole.arrays)
-        copies = 1 if workload.m > 1 else min(4096, max(2, -(-COLD_BYTES // problem.weight_bytes)))
-        timed = Product(filled, library, self._timer, problem.stages[-1:], copies)
+        wanted = 1 if workload.m > 1 else max(2, -(-COLD_BYTES // problem.weight_bytes))
+        copies = min(MOST_COPIES, wanted)
+        timed = Product(filled, library, self._timer, problem.stages[-1:], copies, COLD_BYTES // copies)
         return timed, {name: array.tobytes() for name, array in outputs.items()}
 
     @staticmethod
