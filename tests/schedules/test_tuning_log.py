@@ -309,3 +309,18 @@ def test_dequant_records_carry_their_own_schedule() -> None:
     assert TuningLog(()).choose(workload, TARGET, 1).schedule == DEQUANT_RULE
     with pytest.raises(ValueError, match="parts do not fit"):
         record(workload, LUT_RULE)
+
+
+def test_changed_kernels_have_another_version(golden: Any) -> None:
+    """Where this fails because a kernel changed: raise KERNEL_VERSION, then pytest --update-golden."""
+    import hashlib
+
+    from schedules.problem import make_problem
+
+    digest = hashlib.sha256()
+    for isa in ("avx512_vbmi", "avx2", "ssse3"):
+        for op, bits in (("lut", 2), ("exact", 2), ("dequant", 2), ("dequant", 8), ("float", 32)):
+            problem = make_problem(Workload.of(op, 70, 192, 4, bits), isa)  # type: ignore[arg-type]
+            for function in problem.kernels.values():
+                digest.update(function.script().encode())
+    golden("kernel-version.txt", f"{KERNEL_VERSION} {digest.hexdigest()}\n")
