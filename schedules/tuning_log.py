@@ -32,8 +32,8 @@ RECORD_VERSION = 1
 MOST_BYTES = 64 << 20
 MOST_LINE = 1 << 14
 FARTHEST = 4.0
-WORTH = 1.02
-"""A schedule must be so many times as fast as the rule to be taken instead of it."""
+WORTH = 1.05
+"""How many times as fast as the rule a schedule must be to be taken: above what a busy machine makes up."""
 
 Status = Literal["ok", "wrong", "crash", "timeout", "error"]
 Stage = Literal["trial", "final"]
