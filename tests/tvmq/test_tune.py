@@ -31,6 +31,8 @@ FEW = {"op": "lut", "n": 64, "k": 64, "m": 4, "bits": 1}
 PLANTED = """
 import os, sys, time
 from dataclasses import replace
+from schedules.lut_gemm import lut_gemm
+from schedules.problem import lut_spec
 from tvmq.kernels import worker
 
 real = worker.make_problem
@@ -43,8 +45,8 @@ def make_problem(workload, isa, schedule):
         time.sleep(600)
     if ahead == 3:
         print("noise on stdout", flush=True)
-        other = real(replace(workload, bits=workload.bits + 1), isa, schedule)
-        return replace(real(workload, isa, schedule), arrays=other.arrays)
+        made, spec = real(workload, isa, schedule), replace(lut_spec(workload), activation=("relu",))
+        return replace(made, kernels={**made.kernels, "lut_gemm": lut_gemm(spec, isa)})
     if ahead == 4:
         raise RuntimeError("LLVM is unhappy")
     return real(workload, isa, schedule)

@@ -80,6 +80,8 @@ class Product:
         stages: kernels that run; all by default.
         copies: copies of the weights, called in turn.
         spacing: bytes from one copy to the next, if not their size.
+        beside: a product on the same problem whose memory this one uses too: where arrays happen to lie moves
+            times more than schedules do.
     """
 
     problem: Problem
@@ -88,6 +90,7 @@ class Product:
     stages: tuple[str, ...] = ()
     copies: int = 1
     spacing: int = 0
+    beside: Product | None = None
     _first: dict[str, NDArray] = field(init=False)
     _weights: list[dict[str, NDArray]] = field(init=False)
     _keep: list[Any] = field(init=False)
@@ -98,9 +101,12 @@ class Product:
         self.stages = self.stages or self.problem.stages
         module = ffi().load_module(str(self.library))  # fills in what kernels call of the runtime
         library, timer = ctypes.CDLL(str(self.library)), ctypes.CDLL(str(self.timer))
-        self._first = {name: _usable(array) for name, array in self.problem.arrays.items()}
-        own = {name: self.problem.arrays[name] for name in self.problem.weights}
-        self._weights = _pool(own, self.copies, self.spacing)
+        if self.beside is None:
+            self._first = {name: _usable(array) for name, array in self.problem.arrays.items()}
+            own = {name: self.problem.arrays[name] for name in self.problem.weights}
+            self._weights = _pool(own, self.copies, self.spacing)
+        else:
+            self._first, self._weights = self.beside._first, self.beside._weights[: self.copies]
         shared = {name: _tensor(array) for name, array in self._first.items()}
         calls = [
             self._arguments(shared | {name: _tensor(array) for name, array in copy.items()}, stage)
@@ -143,7 +149,9 @@ class Product:
         return self._weights
 
     def run(self) -> Outputs:
-        """Runs the stages once; the outputs."""
+        """Runs the stages once on cleared outputs, which it gives back."""
+        for name in self.problem.outputs:
+            self._first[name][...] = 0
         self.seconds(1)
         return {name: self._first[name] for name in self.problem.outputs}
 

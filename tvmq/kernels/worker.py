@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Bench:
         """Compiles, checks and times a candidate."""
         try:
             if request.workload != self._workload:
-                self._workload = None
+                self._workload, self._rule = None, None
                 self._rule, self._expected = self._product(request.workload, None)
                 self._workload = request.workload
             schedule = schedule_of(request.workload, request.schedule)
@@ -96,13 +96,14 @@ class Bench:
         self._count += 1
         library = self._folder / f"{self._count}.so"
         compile_kernels(problem.kernels, self._target, library)
-        whole = Product(problem, library, self._timer)
-        outputs = whole.run()
-        problem.check(outputs)
-        filled = replace(problem, arrays=whole.arrays)
         wanted = 1 if workload.m > 1 else max(2, -(-COLD_BYTES // problem.weight_bytes))
         copies = min(MOST_COPIES, wanted)
-        timed = Product(filled, library, self._timer, problem.stages[-1:], copies, COLD_BYTES // copies)
+        spacing = COLD_BYTES // copies
+        rule = self._rule if schedule is not None else None
+        timed = Product(problem, library, self._timer, problem.stages[-1:], copies, spacing, rule)
+        whole = Product(problem, library, self._timer, beside=timed)  # its tables are there from now on
+        outputs = whole.run()
+        problem.check(outputs)
         return timed, {name: array.tobytes() for name, array in outputs.items()}
 
     @staticmethod
