@@ -125,3 +125,19 @@ def test_buckets_hold_what_they_stand_for() -> None:
     assert {bucket: (m[0], m[-1]) for bucket, m in found.items()} == {
         1: (1, 1), 4: (2, 4), 16: (5, 16), 64: (17, 64), 256: (65, 399)
     }  # fmt: skip
+
+
+@here
+def test_products_that_share_memory_take_turns_with_its_copies(tmp_path: Path) -> None:
+    """What one has just read is in the caches: the other must go on behind it."""
+    target = get_target(detect_host()[0])
+    problem = make_problem(Workload.of("float", 64, 8, 1, 32), target.kernel_isa)
+    problem = replace(problem, weights=("weight", "y"))
+    compile_kernels(problem.kernels, target, tmp_path / "k.so")
+    first = Product(problem, tmp_path / "k.so", compile_timer(tmp_path), copies=4)
+    second = Product(problem, tmp_path / "k.so", first.timer, copies=4, beside=first)
+    outputs = [own["y"] for own in first.copies_of_weights]
+    first.seconds(1)
+    outputs[0][...] = 0
+    second.seconds(2)
+    assert [bool(y.any()) for y in outputs] == [False, True, True, False]

@@ -95,12 +95,14 @@ class Product:
     _weights: list[dict[str, NDArray]] = field(init=False)
     _keep: list[Any] = field(init=False)
     _call: Callable[[int, int, int], float] = field(init=False)
-    _next: int = 0
+    _next: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.stages = self.stages or self.problem.stages
         module = ffi().load_module(str(self.library))  # fills in what kernels call of the runtime
         library, timer = ctypes.CDLL(str(self.library)), ctypes.CDLL(str(self.timer))
+        # Who shares memory shares the place too: the copies that another has just read are not cold.
+        self._next = [0] if self.beside is None else self.beside._next
         if self.beside is None:
             self._first = {name: _usable(array) for name, array in self.problem.arrays.items()}
             own = {name: self.problem.arrays[name] for name in self.problem.weights}
@@ -157,10 +159,10 @@ class Product:
 
     def seconds(self, number: int, warm: int = 0) -> float:
         """Seconds of one product, the mean of ``number`` of them after ``warm`` untimed ones."""
-        total = self._call(self._next, warm, number)
+        total = self._call(self._next[0] % self.copies, warm, number)
         if total < 0:
             raise InputError("a kernel refused its arguments")
-        self._next = (self._next + warm + number) % self.copies
+        self._next[0] += warm + number
         return total / number
 
 
