@@ -34,6 +34,10 @@ from schedules.integer_storage import (
 )
 from schedules.level_packing import TILE_COLUMNS
 from schedules.packing import word_dtype
+from schedules.schedule import DequantSchedule
+from schedules.tuned import tuned
+from schedules.tuning_log import NO_RECORDS, TuningLog
+from schedules.workload import Workload
 from targets.spec import TargetSpec
 
 from .annotate_ranges import LONGEST_ATTR
@@ -89,6 +93,7 @@ class LowerBlockInt:
 
     plan: BitPlan
     target: TargetSpec
+    log: TuningLog = NO_RECORDS
 
     def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
         flat = relax.transform.ToNonDataflow()(module)
@@ -191,11 +196,20 @@ class _Integers(Lowering):
         arrays = matrix_arrays(step.tensor, spec)
         arrays += [] if bias is None else [bias_array(str(bias.name), n)]
         arrays += row_exponent_arrays(step.tensor, n)
-        kernel = self.kernel(spec, "dequant_gemm", lambda: dequant_gemm(spec, self._isa))
+        schedule = self._schedule(spec)
+        kernel = self.kernel(
+            (spec, schedule), "dequant_gemm", lambda: dequant_gemm(spec, self._isa, schedule=schedule)
+        )
         args = [x.mantissas, x.exponents, *(self.stored(array) for array in arrays)]
         rows = x.mantissas.ty.shape[0]
         y, exponents = self.call(kernel, args, [_ints(rows, n), _ints(rows)])
         return Wide(y, exponents, activation=name if name in GELU_TABLES else "")
+
+    def _schedule(self, spec: DequantSpec) -> DequantSchedule:
+        workload = Workload.of("dequant", spec.n, spec.k, 1, spec.bits, spec.k // spec.groups)
+        found = tuned(self._options.log, workload, self._options.target.name).schedule
+        assert isinstance(found, DequantSchedule)
+        return found
 
     def _norm(self, step: BodyStep) -> Blocks:
         assert step.composite is not None

@@ -20,8 +20,13 @@ from schedules.lut_gemm import LutSpec, lut_gemm, worth_threads
 from schedules.lut_table import Tables, lut_table
 from schedules.outliers import outlier_count
 from schedules.packing import ColumnLayout
+from schedules.schedule import Schedule
 from schedules.segment import Segment
 from schedules.storage import StoredSegment, float_array, rank_array, reordered
+from schedules.tuned import tuned
+from schedules.tuning_log import NO_RECORDS, TuningLog
+from schedules.workload import FLOAT_BITS as WORKLOAD_FLOAT
+from schedules.workload import Workload
 from targets.spec import TargetSpec
 
 from .bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
@@ -31,11 +36,15 @@ from .lowering import Lowering, float_type, mark_table, table_types
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowerLinear:
-    """Lower every ``tvmq.linear`` for ``target``; ``tables`` is "int8" or "exact"."""
+    """Lower every ``tvmq.linear`` for ``target``; ``tables`` is "int8" or "exact".
+
+    Schedules are those of ``log``; an empty one leaves the rules.
+    """
 
     plan: BitPlan
     target: TargetSpec
     tables: Tables = "int8"
+    log: TuningLog = NO_RECORDS
 
     def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
         return _LinearLowering(module, self).run()
@@ -82,7 +91,8 @@ class _LinearLowering(Lowering):
         n, k = (int(extent) for extent in weight.ty.shape)
         spec = FloatSpec(n=n, k=k, bias=bias is not None, activation=activation)
         packed = self.stored(float_array(str(weight.name), n, k))
-        kernel = self.kernel(spec, "float_gemm", lambda: float_gemm(spec))
+        schedule = self._schedule(float_workload(n, k))
+        kernel = self.kernel((spec, schedule), "float_gemm", lambda: float_gemm(spec, schedule=schedule))
         args = [x, packed] if bias is None else [x, packed, bias]
         return self.call(kernel, args, [float_type(x.ty.shape[0], n)])[0]
 
@@ -102,11 +112,22 @@ class _LinearLowering(Lowering):
         args += [self.stored(array) for segment in segments for array in segment.arrays(k)]
         if bias is not None:
             args.append(self._bias(entry, bias, n))
+        isa = self._options.target.kernel_isa
+        schedules = tuple(
+            self._schedule(table_workload(segment, k, self._options.tables)) for segment in spec.segments
+        )
         kernel = self.kernel(
-            without_bits(spec), "lut_gemm", lambda: lut_gemm(spec, self._options.target.kernel_isa)
+            (without_bits(spec, schedules), schedules),
+            "lut_gemm",
+            lambda: lut_gemm(spec, isa, schedules=schedules),
         )
         y = self.call(kernel, args, [float_type(x.ty.shape[0], n)])[0]
         return self._word_order(entry, y, n)
+
+    def _schedule(self, workload: Workload) -> Schedule:
+        found = tuned(self._options.log, workload, self._options.target.name).schedule
+        assert isinstance(found, Schedule)
+        return found
 
     def _table(self, x: Any, layout: ColumnLayout) -> list[Any]:
         tables = self._options.tables
@@ -150,9 +171,30 @@ def kernel_segments(stored: list[StoredSegment], k: int) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
-def without_bits(spec: LutSpec) -> LutSpec:
+def table_workload(segment: Segment, k: int, tables: Tables) -> Workload:
+    """One segment's product for the tuning log, for one token."""
+    return Workload(
+        op="lut" if tables == "int8" else "exact",
+        n=segment.rows,
+        k=k,
+        m=1,
+        bits=segment.bits,
+        group=segment.group_size,
+        layout=segment.scale_dtype + ("+offset" if segment.offset else ""),
+    )
+
+
+def float_workload(n: int, k: int) -> Workload:
+    """An FP32 product for the tuning log, for one token."""
+    return Workload.of("float", n, k, 1, WORKLOAD_FLOAT)
+
+
+def without_bits(spec: LutSpec, schedules: tuple[Schedule, ...]) -> LutSpec:
     """The part of a spec that the kernel's code depends on: any bit width but the threading choice."""
-    threaded = [segment.bits if worth_threads(spec, segment) else 0 for segment in spec.segments]
+    threaded = [
+        segment.bits if worth_threads(spec, segment, schedule) else 0
+        for segment, schedule in zip(spec.segments, schedules, strict=True)
+    ]
     segments = [
         replace(segment, bits=min(bits, 1)) for segment, bits in zip(spec.segments, threaded, strict=True)
     ]

@@ -24,6 +24,7 @@ from .dequant_amx import amx_product
 from .dequant_spec import MOST_TOKENS, Buffers, DequantSpec, Tokens, worth_threads
 from .dequant_vector import vector_product, workspace
 from .rounding_shift import LARGEST_SHIFT, MOVE_FIELDS, checked, clamp_shift, move, shift_round, store_move
+from .schedule import DEQUANT_RULE, DequantSchedule
 from .tir import KernelBuilder, T, body, put
 
 
@@ -75,8 +76,10 @@ def reference(
     return y.astype(np.int32), (exponents + top).astype(np.int32)
 
 
-def dequant_gemm(spec: DequantSpec, isa: str, name: str = "dequant_gemm") -> Any:
-    """PrimFunc for any number of tokens m.
+def dequant_gemm(
+    spec: DequantSpec, isa: str, name: str = "dequant_gemm", schedule: DequantSchedule = DEQUANT_RULE
+) -> Any:
+    """PrimFunc for any number of tokens m. ``schedule`` cuts the work of all levels but AMX.
 
     Parameters in order: x int8[m, padded_k], x_exponents int32[m, x_groups]; keys and alphas, or levels;
     group_shifts where w_groups > 1; bias int32[blocks, 64] where present; row_shifts uint8[blocks, 64];
@@ -99,7 +102,7 @@ def dequant_gemm(spec: DequantSpec, isa: str, name: str = "dequant_gemm") -> Any
             if isa == "amx":
                 amx_product(spec, buffers, tokens)
             else:
-                vector_product(spec, isa, buffers, tokens)
+                vector_product(spec, isa, buffers, tokens, schedule)
     return kernel.result
 
 

@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 from .level_packing import PANEL_ROWS, TILE_BYTES, TILE_COLUMNS, check_groups, padded_columns
 from .packing import BLOCK_ROWS, STEP_COLUMNS, row_blocks
+from .schedule import CHUNK_STEPS, DEQUANT_RULE, DequantSchedule
 from .tir import KernelBuilder, T
 
 STORED_LEVELS = 8
 """``bits`` of weights that are stored as levels."""
 MOST_TOKENS = 256
 """Tokens that a product takes at once; more come in pieces."""
-CHUNK_STEPS = 12
-"""Steps of 64 columns in a part of one long group: a panel of it is 24 KB."""
 PARALLEL_WEIGHTS = 1 << 19
 """Weights from which on the panels of a product are spread over threads."""
 
@@ -102,11 +101,11 @@ class Chunks:
     grouped: bool
 
     @staticmethod
-    def of(spec: DequantSpec) -> Chunks:
+    def of(spec: DequantSpec, most: int = CHUNK_STEPS) -> Chunks:
         all_steps = spec.groups * spec.tile_steps
         if spec.groups > 1:
             return Chunks(spec.groups, spec.tile_steps, all_steps, True)
-        count = -(-all_steps // CHUNK_STEPS)
+        count = -(-all_steps // most)
         return Chunks(count, -(-all_steps // count), all_steps, False)
 
     @property
@@ -135,9 +134,10 @@ class Tokens:
     shifts: Any
 
 
-def worth_threads(spec: DequantSpec) -> bool:
+def worth_threads(spec: DequantSpec, schedule: DequantSchedule = DEQUANT_RULE) -> bool:
     """Whether the panels are spread over threads."""
-    return spec.panels > 1 and spec.n * spec.k >= PARALLEL_WEIGHTS
+    worth = spec.n * spec.k >= PARALLEL_WEIGHTS if schedule.spread is None else schedule.spread
+    return worth and spec.panels > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

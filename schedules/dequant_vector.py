@@ -15,25 +15,41 @@ from .dequant_spec import MOST_TOKENS, Buffers, Chunks, DequantSpec, Tokens, wor
 from .intrin_dot_x86 import DotProduct, Levels, Rows, dot_product, preferred_bias
 from .intrin_expand_x86 import GROUPS, Expansion, Planes, expansion
 from .level_packing import TILE_BYTES, TILE_COLUMNS
+from .schedule import DEQUANT_RULE, DequantSchedule
 from .tir import T, isplat, load, store
 
 VECTORS = 2
 """Vectors of 16 rows in a panel."""
 
 
-def vector_product(spec: DequantSpec, isa: str, buffers: Buffers, tokens: Tokens) -> None:
+def vector_product(
+    spec: DequantSpec,
+    isa: str,
+    buffers: Buffers,
+    tokens: Tokens,
+    schedule: DequantSchedule = DEQUANT_RULE,
+) -> None:
     """Emits the product of a piece of the tokens."""
-    loop = T.parallel if worth_threads(spec) else T.serial
+    loop = T.parallel if worth_threads(spec, schedule) else T.serial
     with loop(0, spec.panels) as panel:
-        _Panel(spec, isa, buffers, tokens, panel).emit()
+        _Panel(spec, isa, buffers, tokens, panel, schedule).emit()
 
 
 class _Panel:
     """Emits one panel for all tokens of a piece, chunk by chunk of its columns."""
 
-    def __init__(self, spec: DequantSpec, isa: str, buffers: Buffers, tokens: Tokens, panel: Any) -> None:
+    def __init__(
+        self,
+        spec: DequantSpec,
+        isa: str,
+        buffers: Buffers,
+        tokens: Tokens,
+        panel: Any,
+        schedule: DequantSchedule,
+    ) -> None:
         self._spec, self._isa, self._b, self._tokens, self._panel = spec, isa, buffers, tokens, panel
-        self._chunks = Chunks.of(spec)
+        self._schedule = schedule
+        self._chunks = Chunks.of(spec, schedule.chunk_steps)
         self._finish = Finish(spec, buffers, tokens, panel, range(VECTORS))
 
     def emit(self) -> None:
@@ -49,7 +65,7 @@ class _Panel:
 
     def _tiles(self, chunk: Any) -> None:
         done: Any = T.int64(0)
-        for tokens in self._dot().token_tiles:
+        for tokens in self._schedule.tokens or self._dot().token_tiles:
             count = T.floordiv(self._tokens.count - done, tokens)
             with T.serial(0, count) as i:
                 self._tile(chunk, T.Bind(done + i * tokens), tokens)

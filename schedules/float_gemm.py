@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from .activation import reference as activation_reference
 from .epilogue import Epilogue
 from .packing import BLOCK_ROWS, row_blocks
-from .tir import KernelBuilder, T, body, fsplat, load, scratch, splat, store, times
+from .schedule import FLOAT_RULE, Schedule, TokenTile
+from .tir import KernelBuilder, T, body, fsplat, load, prefetch, scratch, splat, store, times
 
 VECTORS = BLOCK_ROWS // 16
-TOKEN_TILES = (4, 1)
 PARALLEL_FLOPS = 1 << 19
 
 
@@ -49,8 +49,17 @@ def reference(
     return activation_reference(spec.activation, y if bias is None else y + bias)
 
 
-def float_gemm(spec: FloatSpec, name: str = "float_gemm") -> Any:
-    """PrimFunc (x[m, k], weight[blocks, k, 64], [bias[n]], y[m, n]) for any number of rows."""
+def worth_threads(spec: FloatSpec, schedule: Schedule = FLOAT_RULE) -> bool:
+    """Whether row blocks are spread over threads."""
+    worth = spec.n * spec.k >= PARALLEL_FLOPS if schedule.spread is None else schedule.spread
+    return worth and row_blocks(spec.n) > 1
+
+
+def float_gemm(spec: FloatSpec, name: str = "float_gemm", schedule: Schedule = FLOAT_RULE) -> Any:
+    """PrimFunc (x[m, k], weight[blocks, k, 64], [bias[n]], y[m, n]) for any number of rows.
+
+    Of the schedule's token tiles ``tokens`` and ``prefetch`` matter: all four row tiles go together.
+    """
     kernel = KernelBuilder(name)
     blocks = row_blocks(spec.n)
     with kernel.define():
@@ -60,23 +69,29 @@ def float_gemm(spec: FloatSpec, name: str = "float_gemm") -> Any:
         bias = kernel.param("bias", (spec.n,)) if spec.bias else None
         y = kernel.param("y", (m, spec.n))
         reads = [b for b in (x, weight, bias) if b is not None]
-        loop = T.parallel if blocks > 1 and spec.n * spec.k >= PARALLEL_FLOPS else T.serial
+        loop = T.parallel if worth_threads(spec, schedule) else T.serial
         with body([y], reads), loop(0, blocks) as block:
             done: Any = T.int64(0)
-            for tokens in TOKEN_TILES:
-                count = T.floordiv(m - done, tokens)
+            for tile in schedule.tiles:
+                count = T.floordiv(m - done, tile.tokens)
                 with T.serial(0, count) as i:
-                    _tile(spec, x, weight, bias, y, block, done + i * tokens, tokens)
-                done = T.Bind(done + count * tokens)
+                    _tile(spec, x, weight, bias, y, block, done + i * tile.tokens, tile)
+                done = T.Bind(done + count * tile.tokens)
     return kernel.result
 
 
-def _tile(spec: FloatSpec, x: Any, weight: Any, bias: Any, y: Any, block: Any, row: Any, tokens: int) -> None:
+def _tile(
+    spec: FloatSpec, x: Any, weight: Any, bias: Any, y: Any, block: Any, row: Any, knobs: TokenTile
+) -> None:
+    tokens = knobs.tokens
     acc = [[scratch((16,)) for _ in range(VECTORS)] for _ in range(tokens)]
     for token in acc:
         for buffer in token:
             store(buffer, (0,), fsplat(0.0), 16)
     with T.serial(0, spec.k) as c:
+        if knobs.prefetch:
+            for v in range(VECTORS):
+                prefetch(weight, (block, c, 16 * v + knobs.prefetch // 4))
         columns = [T.Bind(load(weight, (block, c, 16 * v), 16)) for v in range(VECTORS)]
         for t in range(tokens):
             wide = T.Bind(splat(x[row + t, c]))

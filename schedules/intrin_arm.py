@@ -30,8 +30,8 @@ class NeonSum:
     A chunk has 128 columns at most, 32 entries a row: 32 * 127 < 2^15.
     """
 
-    def tiles(self, tokens: int) -> int:
-        return 2 if tokens == 1 else 1
+    def tiles(self, tokens: int, wanted: int) -> int:
+        return wanted or (2 if tokens == 1 else 1)
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:
         self._tokens, self._tiles = tokens, tiles
@@ -93,7 +93,7 @@ class NeonSum:
 class NeonExact:
     """tbl of four registers reads one table of 16 floats for 4 rows: key * 4 + 0, 1, 2, 3 are its bytes."""
 
-    def tiles(self, tokens: int) -> int:
+    def tiles(self, tokens: int, wanted: int) -> int:
         return 1
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:

@@ -39,8 +39,8 @@ def exact_sum(isa: str) -> TileSum:
 class Avx512Exact:
     """vpermps reads the low four bits of an index dword: one shift looks up a group for 16 rows."""
 
-    def tiles(self, tokens: int) -> int:
-        return TILES
+    def tiles(self, tokens: int, wanted: int) -> int:
+        return wanted or TILES
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:
         self._sums = _cleared(tokens, tiles, TILE_ROWS)
@@ -70,8 +70,8 @@ class Avx2Exact:
 
     _HALF = 8
 
-    def tiles(self, tokens: int) -> int:
-        return max(1, TILES // tokens)
+    def tiles(self, tokens: int, wanted: int) -> int:
+        return wanted or max(1, TILES // tokens)
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:
         self._sums = _cleared(tokens, 2 * tiles, self._HALF)
@@ -103,7 +103,7 @@ class Avx2Exact:
 class ScalarExact:
     """One row after the other: any CPU."""
 
-    def tiles(self, tokens: int) -> int:
+    def tiles(self, tokens: int, wanted: int) -> int:
         return TILES
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:

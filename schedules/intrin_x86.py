@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from targets.spec import vector_isa
 
 from .packing import BLOCK_ROWS, MU, STEP_COLUMNS, TILE_ROWS
-from .tir import T, as_type, isplat, load, put, scratch, shuffle, splat, store
+from .tir import T, as_type, intrinsic, isplat, load, put, scratch, shuffle, splat, store
 
 TILES = BLOCK_ROWS // TILE_ROWS
 GROUPS = STEP_COLUMNS // MU
@@ -22,8 +22,11 @@ HALF = GROUPS // 2
 class TileSum(Protocol):
     """Accumulates table look-ups of row tiles over the steps of one chunk of columns."""
 
-    def tiles(self, tokens: int) -> int:
-        """Row tiles summed at once for ``tokens`` activations (divides 4): as many as registers hold."""
+    def tiles(self, tokens: int, wanted: int) -> int:
+        """Row tiles summed at once for ``tokens`` activations: a divisor of 4.
+
+        ``wanted`` of 0 asks for as many as registers hold; emitters with one form only have that one.
+        """
         ...
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:
@@ -42,7 +45,7 @@ class TileSum(Protocol):
         ...
 
     def total(self, token: int, tile: int) -> Any:
-        """int32x16 (float32x16 with FP32 tables): the sums of one row tile in row order."""
+        """The sums of one row tile in row order: int32x16, or float32x16 where they are floats already."""
         ...
 
 
@@ -68,8 +71,8 @@ def tile_sum(isa: str) -> TileSum:
 class VbmiSum:
     """vpermb looks up 64 bytes in four tables at once, vpdpbusd adds each row's four bytes."""
 
-    def tiles(self, tokens: int) -> int:
-        return TILES
+    def tiles(self, tokens: int, wanted: int) -> int:
+        return wanted or TILES
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:
         self._sums = [[scratch((TILE_ROWS,), "int32") for _ in range(tiles)] for _ in range(tokens)]
@@ -117,36 +120,26 @@ class PairSums:
     adds at most 32 bytes to a lane (32 * 255 < 2^16); the bias leaves at the end.
     """
 
-    def __init__(self, tokens: int, tiles: int, lanes: int) -> None:
-        self._lanes = lanes
+    def __init__(self, tokens: int, tiles: int) -> None:
         self._pairs, self._odds = (
-            [[scratch((lanes,), "uint16") for _ in range(tiles)] for _ in range(tokens)] for _ in range(2)
+            [[scratch((8,), "uint16") for _ in range(tiles)] for _ in range(tokens)] for _ in range(2)
         )
         for buffer in (b for kind in (self._pairs, self._odds) for row in kind for b in row):
-            store(buffer, (0,), T.broadcast(T.uint16(0), lanes), lanes)
+            store(buffer, (0,), T.broadcast(T.uint16(0), 8), 8)
 
     def add(self, token: int, tile: int, found: Any) -> None:
-        """Adds 2 * lanes bytes."""
-        lanes = self._lanes
-        values = T.Bind(as_type(found, f"uint16x{lanes}"))
+        """Adds 16 bytes."""
+        values = T.Bind(as_type(found, "uint16x8"))
         pairs, odds = self._pairs[token][tile], self._odds[token][tile]
-        store(pairs, (0,), load(pairs, (0,), lanes) + values, lanes)
-        high = T.shift_right(values, T.broadcast(T.uint16(8), lanes))
-        store(odds, (0,), load(odds, (0,), lanes) + high, lanes)
+        store(pairs, (0,), load(pairs, (0,), 8) + values, 8)
+        high = T.shift_right(values, T.broadcast(T.uint16(8), 8))
+        store(odds, (0,), load(odds, (0,), 8) + high, 8)
 
     def rows(self, token: int, tile: int, bias: int) -> list[Any]:
-        """Two int32x8: the sums of even and of odd bytes over all 16-byte lanes, without the bias."""
-        kinds = (self._pairs, self._odds)
-        pairs, odds = (T.Bind(load(kind[token][tile], (0,), self._lanes)) for kind in kinds)
-        even = T.Bind(pairs - T.shift_left(odds, T.broadcast(T.uint16(8), self._lanes)))
-        wide = []
-        for part in (even, odds):
-            total: Any = isplat(-bias, 8)
-            for start in range(0, self._lanes, 8):
-                lanes = part if self._lanes == 8 else shuffle([part], range(start, start + 8))
-                total = total + T.Cast("int32x8", lanes)
-            wide.append(T.Bind(total))
-        return wide
+        """Two int32x8: the sums of even and of odd bytes, without the bias."""
+        pairs, odds = (T.Bind(load(kind[token][tile], (0,), 8)) for kind in (self._pairs, self._odds))
+        even = T.Bind(pairs - T.shift_left(odds, T.broadcast(T.uint16(8), 8)))
+        return [T.Bind(isplat(-bias, 8) + T.Cast("int32x8", part)) for part in (even, odds)]
 
 
 def _nibbles(packed: Any, lanes: int) -> tuple[Any, Any]:
@@ -168,63 +161,109 @@ BYTES_BY_GROUP = (0x0C080400, 0x0D090501, 0x0E0A0602, 0x0F0B0703)
 
 
 class Avx2Sum:
-    """vpshufb looks up two tables per 32 bytes, one for each 16-byte lane."""
+    """vpshufb looks up one table for two row tiles; vpmaddubsw adds the low and the high nibble's entries.
 
-    _MERGED_ROWS = (0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15)
+    Row tiles go in pairs: what is unpacked from both halves of a register is then one tile each, and no
+    register lane is crossed until the end. Sums are 16-bit: a chunk adds at most 32 entries of 7 bits.
+    """
 
-    def tiles(self, tokens: int) -> int:
-        return max(1, TILES // tokens)
+    def tiles(self, tokens: int, wanted: int) -> int:
+        return max(2, wanted) if wanted else max(2, TILES // tokens)
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:
-        self._tokens, self._tiles, self._steps = tokens, tiles, steps
-        self._sums = PairSums(tokens, tiles, 16)
+        self._tokens, self._tiles = tokens, tiles
+        self._sums = [[scratch((TILE_ROWS,), "int16") for _ in range(tiles)] for _ in range(tokens)]
+        for buffer in (b for row in self._sums for b in row):
+            store(buffer, (0,), T.broadcast(T.int16(-SUM_BIAS), TILE_ROWS), TILE_ROWS)
 
     def step(self, keys: Any, where: list[Any], tables: list[tuple[Any, Any]], group: Any) -> None:
         *outer, first = where
-        loaded = {
-            (token, pair, half): _biased(buffer, row, group + half * HALF + 2 * pair, 32)
-            for token, (buffer, row) in enumerate(tables)
-            for pair in range(2)
-            for half in range(2)
-        }
-        for tile in range(self._tiles):
-            for pair, packed in enumerate(self._gather_groups(keys, [*outer, first + tile])):
-                for half, index in enumerate(_nibbles(packed, 32)):
-                    for token in range(self._tokens):
-                        two = loaded[token, pair, half]
-                        found = T.call_llvm_pure_intrin("uint8x32", "llvm.x86.avx2.pshuf.b", two, index)
-                        self._sums.add(token, tile, found)
+        pairs = [
+            [_nibbles(packed, 32) for packed in self._gather_groups(keys, outer, first + tile)]
+            for tile in range(0, self._tiles, 2)
+        ]
+        for g in range(HALF):
+            for token, (buffer, row) in enumerate(tables):
+                twice = [_twice(buffer, row, group + half * HALF + g) for half in range(2)]
+                for pair, by_group in enumerate(pairs):
+                    found = [
+                        T.Bind(T.call_llvm_pure_intrin("uint8x32", "llvm.x86.avx2.pshuf.b", table, index))
+                        for table, index in zip(twice, by_group[g], strict=True)
+                    ]
+                    for side in range(2):
+                        self._add(token, 2 * pair + side, shuffle(found, UNPACKED[side]))
 
-    def _gather_groups(self, keys: Any, tile: list[Any]) -> list[Any]:
-        """Two uint8x32: [group 0 of 16 rows | group 1], [group 2 | group 3], rows as _MERGED_ROWS."""
+    def _add(self, token: int, tile: int, entries: Any) -> None:
+        """Adds 16 pairs of neighbours."""
+        ones = splat(T.uint8(1), 32)
+        signed = as_type(entries, "int8x32")
+        added = T.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", ones, signed)
+        buffer = self._sums[token][tile]
+        store(buffer, (0,), load(buffer, (0,), TILE_ROWS) + added, TILE_ROWS)
+
+    def _gather_groups(self, keys: Any, outer: list[Any], tile: Any) -> list[Any]:
+        """Four uint8x32, one column group of two row tiles each.
+
+        A register lane holds rows 0-3 and 8-11 (the other 4-7, 12-15) of the first tile, then of the second.
+        """
         order = as_type(shuffle([T.uint32(v) for v in BYTES_BY_GROUP * 2], range(8)), "uint8x32")
         halves = []
-        for h in range(2):
-            raw = load(keys, [*tile, h * 32], 32)
-            sorted_lane = T.call_llvm_pure_intrin("uint8x32", "llvm.x86.avx2.pshuf.b", raw, order)
-            halves.append(T.Bind(as_type(sorted_lane, "int32x8")))
-        # Lane layout of a half: dwords g0 g1 g2 g3 of 4 rows each, twice.
-        low = shuffle(halves, [0, 8, 4, 12, 1, 9, 5, 13])
-        high = shuffle(halves, [2, 10, 6, 14, 3, 11, 7, 15])
-        return [T.Bind(as_type(low, "uint8x32")), T.Bind(as_type(high, "uint8x32"))]
+        for t in range(2):
+            for h in range(2):
+                raw = load(keys, [*outer, tile + t, h * 32], 32)
+                sorted_lane = T.call_llvm_pure_intrin("uint8x32", "llvm.x86.avx2.pshuf.b", raw, order)
+                halves.append(T.Bind(_as_it_is(sorted_lane)))
+        groups = []
+        for low in (0, 2):
+            lanes = [low, low + 8, low + 1, low + 9, low + 4, low + 12, low + 5, low + 13]
+            one, two = (
+                T.Bind(as_type(shuffle(halves[2 * t : 2 * t + 2], lanes), "int64x4")) for t in range(2)
+            )
+            groups += [shuffle([one, two], lanes) for lanes in ((0, 4, 2, 6), (1, 5, 3, 7))]
+        return [T.Bind(as_type(packed, "uint8x32")) for packed in groups]
 
     def total(self, token: int, tile: int) -> Any:
-        wide = self._sums.rows(token, tile, 128 * GROUPS * self._steps)
-        # Lane i of ``wide[p]`` is merged position 2 i + p; find every row's position.
-        position = {row: place for place, row in enumerate(self._MERGED_ROWS)}
-        lanes = [position[row] // 2 + 8 * (position[row] % 2) for row in range(TILE_ROWS)]
-        return shuffle(wide, lanes)
+        """float32x16: 0x4B00 above 16 bits u is 2^23 + u; unpacking puts the rows in order on the way."""
+        sums = T.Bind(as_type(load(self._sums[token][tile], (0,), TILE_ROWS), "uint16x16"))
+        top = T.Bind(splat(T.uint16(0x4B00), TILE_ROWS))
+        halves = []
+        for side in range(2):
+            lanes = [4 * side + 8 * high + word for high in range(2) for word in range(4)]
+            both = [lane + 16 * source for lane in lanes for source in range(2)]
+            halves.append(T.Bind(as_type(shuffle([sums, top], both), "float32x8")))
+        return shuffle(halves, range(16)) - splat(T.float32(2**23 + SUM_BIAS), 16)
+
+
+SUM_BIAS = 1 << 15
+"""Where 16-bit sums begin (modulo 2^16), so that as unsigned numbers they are in order."""
+UNPACKED = tuple(
+    [8 * side + lane + 32 * source for lane in (*range(8), *range(16, 24)) for source in range(2)]
+    for side in range(2)
+)
+"""Lanes of vpunpcklbw and vpunpckhbw of two uint8x32."""
+
+
+def _as_it_is(value: Any) -> Any:
+    """int32x8 that LLVM does not look behind: it would undo a sort by bytes in the shuffles that follow."""
+    fence = intrinsic("float32x8", "llvm.arithmetic.fence", as_type(value, "float32x8"))
+    return as_type(fence, "int32x8")
+
+
+def _twice(buffer: Any, row: Any, group: Any) -> Any:
+    """uint8x32: the table of a column group in both register lanes."""
+    table = T.Bind(as_type(load(buffer, (row, group, 0), 16), "uint8x16"))
+    return T.Bind(shuffle([table, table], range(32)))
 
 
 class Ssse3Sum:
     """pshufb looks up one table for 16 rows."""
 
-    def tiles(self, tokens: int) -> int:
-        return max(1, TILES // 2 // tokens)
+    def tiles(self, tokens: int, wanted: int) -> int:
+        return wanted or max(1, TILES // 2 // tokens)
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:
         self._tokens, self._tiles, self._steps = tokens, tiles, steps
-        self._sums = PairSums(tokens, tiles, 8)
+        self._sums = PairSums(tokens, tiles)
 
     def step(self, keys: Any, where: list[Any], tables: list[tuple[Any, Any]], group: Any) -> None:
         *outer, first = where
@@ -267,7 +306,7 @@ class Ssse3Sum:
 class PortableSum:
     """Plain scalar look-ups, one row after the other: any CPU."""
 
-    def tiles(self, tokens: int) -> int:
+    def tiles(self, tokens: int, wanted: int) -> int:
         return TILES
 
     def begin(self, tokens: int, tiles: int, steps: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,23 @@ from .lut_table import ENTRIES, Tables, table_dtype
 from .lut_table import reference as table_reference
 from .outlier_loops import add_sparse_product
 from .packing import BLOCK_ROWS, MU, STEP_COLUMNS, TILE_ROWS, BitPlanes, ColumnLayout, row_blocks
+from .schedule import LUT_RULE, Schedule, TokenTile
 from .segment import Segment, SegmentBuffers, pow2_factor, segment_params
-from .tir import KernelBuilder, T, body, fsplat, half_to_float, load, put, scratch, splat, store, times
+from .tir import (
+    KernelBuilder,
+    T,
+    body,
+    fsplat,
+    half_to_float,
+    load,
+    prefetch,
+    put,
+    scratch,
+    splat,
+    store,
+    times,
+)
 
-TOKEN_TILES = (4, 1)
-"""Two and three tokens run one by one: a tile of 2 would gain them 15 % for half as much code again."""
 NO_F16C = ("ssse3", "portable")
 PARALLEL_BYTES = 1 << 19
 """Keys that a call must read before its row blocks are spread over threads."""
@@ -71,9 +84,11 @@ class LutSpec:
         return layouts[0]
 
 
-def worth_threads(spec: LutSpec, segment: Segment) -> bool:
+def worth_threads(spec: LutSpec, segment: Segment, schedule: Schedule = LUT_RULE) -> bool:
     """Whether a segment's row blocks are spread over threads."""
     blocks = row_blocks(segment.rows)
+    if schedule.spread is not None:
+        return blocks > 1 and schedule.spread
     nbytes = blocks * segment.bits * spec.layout(segment).steps * BLOCK_ROWS * 4
     return blocks > 1 and nbytes >= PARALLEL_BYTES
 
@@ -135,9 +150,12 @@ def _sparse_product(x: NDArray[np.float32], weight: BitPlanes) -> NDArray[np.flo
     return y
 
 
-def lut_gemm(spec: LutSpec, isa: str, name: str = "lut_gemm") -> Any:
+def lut_gemm(
+    spec: LutSpec, isa: str, name: str = "lut_gemm", schedules: Sequence[Schedule] | None = None
+) -> Any:
     """PrimFunc for any number of tokens m. The number of planes is read from the keys' shape, so that one
     kernel serves every bit width; the segments' ``bits`` only steer which calls are worth threads.
+    ``schedules`` holds one schedule per segment; None is the rule.
 
     Parameters in order: table, scale, sums (of ``lut_table``); the activation x where a segment has outliers;
     per segment keys, scales and, where present, exponents, offsets and outliers; per output its bias where
@@ -159,19 +177,26 @@ def lut_gemm(spec: LutSpec, isa: str, name: str = "lut_gemm") -> Any:
         inputs = [table, scale, sums, *([] if x is None else [x])]
         inputs += [buffer for arrays in weights for buffer in arrays.present()]
         with body(outs, inputs + [b for b in biases if b is not None]):
-            for segment, buffers in zip(spec.segments, weights, strict=True):
-                emit = _SegmentEmitter(spec, segment, isa, (table, scale, sums, x), buffers)
+            chosen = schedules or [LUT_RULE] * len(spec.segments)
+            for segment, schedule, buffers in zip(spec.segments, chosen, weights, strict=True):
+                emit = _SegmentEmitter(spec, segment, schedule, isa, (table, scale, sums, x), buffers)
                 emit.rows(m, biases[segment.output], outs[segment.output])
     return kernel.result
 
 
 class _SegmentEmitter:
-    """Emits the loops of one segment: row blocks, then tokens in tiles of 4 and 1."""
+    """Emits the loops of one segment: row blocks, then tokens in the tiles of its schedule."""
 
     def __init__(
-        self, spec: LutSpec, segment: Segment, isa: str, tables: Any, buffers: SegmentBuffers
+        self,
+        spec: LutSpec,
+        segment: Segment,
+        schedule: Schedule,
+        isa: str,
+        tables: Any,
+        buffers: SegmentBuffers,
     ) -> None:
-        self.spec, self.segment, self.isa = spec, segment, isa
+        self.spec, self.segment, self.schedule, self.isa = spec, segment, schedule, isa
         self.layout, self.exact = spec.layout(segment), spec.tables == "exact"
         self.table, self.scale, self.sums, self.x = tables
         self.keys, self.scales, self.exponents, self.offsets, *_ = buffers
@@ -179,23 +204,24 @@ class _SegmentEmitter:
 
     def rows(self, m: Any, bias: Any, out: Any) -> None:
         blocks = row_blocks(self.segment.rows)
-        loop = T.parallel if worth_threads(self.spec, self.segment) else T.serial
+        loop = T.parallel if worth_threads(self.spec, self.segment, self.schedule) else T.serial
         with loop(0, blocks) as block:
             done: Any = T.int64(0)
-            for tokens in TOKEN_TILES:
-                count = T.floordiv(m - done, tokens)
+            for tile in self.schedule.tiles:
+                count = T.floordiv(m - done, tile.tokens)
                 with T.serial(0, count) as i:
-                    self._tile(block, done + i * tokens, tokens, bias, out)
-                done = T.Bind(done + count * tokens)
+                    self._tile(block, done + i * tile.tokens, tile, bias, out)
+                done = T.Bind(done + count * tile.tokens)
 
-    def _tile(self, block: Any, row: Any, tokens: int, bias: Any, out: Any) -> None:
-        """One block of 64 rows for ``tokens`` tokens starting at ``row``."""
+    def _tile(self, block: Any, row: Any, knobs: TokenTile, bias: Any, out: Any) -> None:
+        """One block of 64 rows for the tokens of a tile starting at ``row``."""
+        tokens = knobs.tokens
         acc = [scratch((BLOCK_ROWS,)) for _ in range(tokens)]
         for token in acc:
             for tile in range(TILES):
                 store(token, (tile * TILE_ROWS,), fsplat(0.0), TILE_ROWS)
         with T.serial(0, self.keys.shape[1]) as plane, T.serial(0, self.layout.groups) as group:
-            self._group(block, plane, group, row, acc)
+            self._group(block, plane, group, row, acc, knobs)
         if self.offsets is not None:
             self._add_offsets(block, row, acc)
         if self.segment.outliers:
@@ -204,10 +230,12 @@ class _SegmentEmitter:
         for t in range(tokens):
             self._store(block, row + t, acc[t], bias, out)
 
-    def _group(self, block: Any, plane: Any, group: Any, row: Any, acc: list[Any]) -> None:
+    def _group(
+        self, block: Any, plane: Any, group: Any, row: Any, acc: list[Any], knobs: TokenTile
+    ) -> None:
         """Adds the columns of one group, times their alphas, to ``acc``."""
         sums: Any = exact_sum(self.isa) if self.exact else tile_sum(self.isa)
-        together = sums.tiles(len(acc))
+        together = sums.tiles(len(acc), knobs.row_tiles)
         # Exact tables have no scale per chunk: the whole group is one chunk.
         chunks = 1 if self.exact else self.layout.chunks // self.layout.groups
         with _loop(TILES // together) as part:
@@ -221,30 +249,46 @@ class _SegmentEmitter:
                 return T.Bind(self._float32(stored, (block, group, at)))
 
             if chunks == 1:
-                self._chunk(sums, [block, plane, group, first], together, row, acc, first, alpha)
+                where = [block, plane, group, first]
+                self._chunk(sums, where, together, row, acc, first, alpha, knobs)
                 return
             partial = [scratch((together * TILE_ROWS,)) for _ in acc]
             for token in partial:
                 for tile in range(together):
                     store(token, (tile * TILE_ROWS,), fsplat(0.0), TILE_ROWS)
             with T.serial(0, chunks) as c:
-                self._chunk(sums, [block, plane, group * chunks + c, first], together, row, partial, 0, None)
+                where = [block, plane, group * chunks + c, first]
+                self._chunk(sums, where, together, row, partial, 0, None, knobs)
             for tile in range(together):
                 scales = alpha(tile)
                 for into, token in zip(acc, partial, strict=True):
                     _add(into, first + tile, times(scales, load(token, (tile * TILE_ROWS,), TILE_ROWS)))
 
     def _chunk(
-        self, sums: Any, where: list[Any], together: int, row: Any, acc: list[Any], base: Any, alpha: Any
+        self,
+        sums: Any,
+        where: list[Any],
+        together: int,
+        row: Any,
+        acc: list[Any],
+        base: Any,
+        alpha: Any,
+        knobs: TokenTile,
     ) -> None:
         """Adds one chunk of columns, scaled to float, to the tiles of ``acc`` from ``base`` on."""
         block, plane, chunk, first = where
         steps = (self.layout.padded_group if self.exact else self.layout.chunk) // STEP_COLUMNS
         tables = [(self.table, row + t) for t in range(len(acc))]
         sums.begin(len(acc), together, steps)
-        with _loop(steps) as s:
-            step = T.Bind(chunk * steps + s)
-            sums.step(self.keys, [block, plane, step, first], tables, step * (STEP_COLUMNS // MU))
+        unroll = gcd(knobs.unroll, steps)
+        with _loop(steps // unroll) as s:
+            for part in range(unroll):
+                step = T.Bind(chunk * steps + s * unroll + part)
+                place = [block, plane, step, first]
+                if knobs.prefetch:
+                    for tile in range(together):
+                        prefetch(self.keys, [*place[:-1], first + tile, knobs.prefetch])
+                sums.step(self.keys, place, tables, step * (STEP_COLUMNS // MU))
         alphas = None if alpha is None else [alpha(tile) for tile in range(together)]
         for t, into in enumerate(acc):
             scale = None if self.exact else T.Bind(splat(self.scale[row + t, chunk]))

@@ -88,6 +88,13 @@ def put(buffer: Buffer, indices: Sequence[Expr], value: Expr) -> None:
     T.buffer_store(buffer, value, list(indices))
 
 
+def prefetch(buffer: Buffer, indices: Sequence[Expr]) -> None:
+    """Asks for the cache line of an element that is read soon; beyond the end of memory it does nothing."""
+    read, near, data = T.int32(0), T.int32(3), T.int32(1)
+    address = T.address_of(buffer[tuple(indices)])
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, read, near, data))
+
+
 def vec(dtype: str, lanes: int) -> str:
     """The dtype of a vector."""
     return f"{dtype}x{lanes}" if lanes > 1 else dtype

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .api import (
         allocate,
         bench,
+        bench_kernels,
         compile,
         doctor,
         evaluate,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         report,
         retrain,
         targets,
+        tune,
         verify,
     )
 
@@ -31,6 +33,7 @@ __all__ = [
     "__version__",
     "allocate",
     "bench",
+    "bench_kernels",
     "compile",
     "doctor",
     "evaluate",
@@ -41,6 +44,7 @@ __all__ = [
     "report",
     "retrain",
     "targets",
+    "tune",
     "verify",
 ]
 

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .errors import UsageError
 from .installation import check_installation, require
+from .kernels.verbs import bench_kernels as bench_kernels
+from .kernels.verbs import describe_schedules as describe_schedules
+from .kernels.verbs import tune as tune
 from .options import (
     AllocationOptions,
     BenchOptions,
@@ -161,6 +164,7 @@ def _compile_folder(
 ) -> CompileReport:
     from .calibration import calibration_of
     from .compiler import compile_checkpoint
+    from .kernels.logs import log_of
 
     planned = describe_plan(model, options.plan)
     return compile_checkpoint(
@@ -175,6 +179,7 @@ def _compile_folder(
         dump_ir=options.dump_ir,
         isa_levels=options.isa_levels,
         pooling=options.pooling,
+        log=log_of(options.tuning_log),
         progress=progress,
     )
 

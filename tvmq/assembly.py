@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from relay_passes.bit_plan import BitPlan, WordBits
 from schedules.lut_table import Tables
+from schedules.tuning_log import NO_RECORDS, TuningLog
 from targets import detect_host, get_target, resolve_targets
 from targets.spec import TargetSpec
 
@@ -107,13 +108,15 @@ def build_libraries(
     dump_ir: Path | None,
     clock: Clock,
     planned: Sequence[str] = (),
+    log: TuningLog = NO_RECORDS,
     *,
     flat: bool = False,
 ) -> Libraries:
     """Lowers and links ``graphs`` (after the common phases) into ``staging``/lib, once per level.
 
-    ``planned`` names functions whose intermediate buffers become workspaces (``plan_buffers``). With
-    ``flat``, the program for the native runtime is written too, once for all levels that share it.
+    Schedules are those of ``log``. ``planned`` names functions whose intermediate buffers become workspaces
+    (``plan_buffers``). With ``flat``, the program for the native runtime is written too, once for all levels
+    that share it.
 
     Raises:
         NotFlatError: with ``flat``, a graph that is more than kernel calls.
@@ -125,7 +128,7 @@ def build_libraries(
     (staging / "lib").mkdir(exist_ok=True)
     for level in levels:
         clock.start(f"build {level.name}")
-        lowered = build.lower(graphs, plan, level, tables, dump_ir)
+        lowered = build.lower(graphs, plan, level, tables, dump_ir, log)
         parameters = build.parameter_names(lowered)
         library = f"lib/{level.name}.so"
         linked = _link(lowered, level, staging / library, planned, flat)

@@ -16,6 +16,7 @@ from relay_passes.bit_plan import BitPlan
 from relay_passes.lowering import is_entry
 from relay_passes.plan_buffers import Key, PlanBuffers, workspace_keys
 from schedules.lut_table import Tables
+from schedules.tuning_log import NO_RECORDS, TuningLog
 from targets.spec import TargetSpec
 from targets.toolchain import Linker, find_linker, linker_advice
 
@@ -40,10 +41,15 @@ def require_linker(target: TargetSpec) -> Linker:
 
 
 def lower(
-    module: tvm.IRModule, plan: BitPlan, target: TargetSpec, tables: Tables, dump: Path | None
+    module: tvm.IRModule,
+    plan: BitPlan,
+    target: TargetSpec,
+    tables: Tables,
+    dump: Path | None,
+    log: TuningLog = NO_RECORDS,
 ) -> tvm.IRModule:
     """The module as kernels of one ISA level, ready to compile."""
-    phases = pipeline.target_phases(plan, target, tables)
+    phases = pipeline.target_phases(plan, target, tables, log)
     return pipeline.run(module, phases, target.to_tvm(), dump)
 
 

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from relay_passes.bit_plan import BitPlan, encode_plan, plan_hash
 from relay_passes.fold_transpose import transposed_tensors
 from schedules.lut_table import Tables
+from schedules.tuning_log import NO_RECORDS, TuningLog
 
 from . import build, pipeline
 from .artifact import Bits, IsaLevel, Manifest, Model, Weights, write_artifact, write_weights
@@ -32,6 +34,7 @@ from .errors import InputError
 from .families import get_family
 from .integer_plan import BLOCK_INT
 from .integer_weights import IntegerBody
+from .kernels.model_workloads import kernel_schedules
 from .model_plan import check_mode, other_params
 from .options import PoolingOptions, Progress, no_progress
 from .quantization import quantize_model
@@ -57,6 +60,7 @@ def compile_checkpoint(
     dump_ir: Path | None = None,
     isa_levels: Sequence[str] | None = None,
     pooling: PoolingOptions = PoolingOptions(),
+    log: TuningLog = NO_RECORDS,
     progress: Progress = no_progress,
 ) -> CompileReport:
     """Compile a checkpoint folder into an artifact folder.
@@ -74,6 +78,7 @@ def compile_checkpoint(
         dump_ir: folder for the IR after each phase.
         isa_levels: exactly these levels instead of the target's.
         pooling: of an encoder's embeddings, instead of what the model folder says.
+        log: measured schedules.
         progress: told of every phase.
 
     Raises:
@@ -110,7 +115,7 @@ def compile_checkpoint(
         clock.start("lower")
         try:
             libraries = build_libraries(
-                common, staging, plan, levels, tables, dump_ir, clock, job.planned, flat=True
+                common, staging, plan, levels, tables, dump_ir, clock, job.planned, log, flat=True
             )
         except ValueError as error:  # of a pass: what the kernels cannot compute
             raise InputError(str(error)) from error
@@ -139,6 +144,8 @@ def compile_checkpoint(
         manifest = _manifest(
             checkpoint, family.name, job.facts(), plan, tables, target, libraries.levels, weights, bits
         )
+        chosen = kernel_schedules(log, infos, plan, tables, levels)
+        manifest = msgspec.structs.replace(manifest, schedules=chosen)
         clock.start("self-test")
         job.record(staging, manifest, best_level(levels))
         written = write_artifact(staging, manifest)

@@ -132,6 +132,18 @@ class Bits(Part, frozen=True, kw_only=True):
     word_bits: tuple[RowBits, ...] = ()
 
 
+class KernelSchedule(Part, frozen=True, kw_only=True):
+    """How one kind of product is cut on one ISA level, and where that was measured (``tuning_log``)."""
+
+    kernel: Text
+    n: Count
+    k: Count
+    bits: Count
+    target: LevelName
+    source: Text
+    schedule: Text
+
+
 class FileInfo(Part, frozen=True, kw_only=True):
     """Length in bytes and hash of one file."""
 
@@ -144,8 +156,9 @@ class Manifest(Part, frozen=True, kw_only=True):
 
     ``architecture`` holds the plain figures of the model (max_source, max_target, vocab, d_model,
     layers, heads, ...); ``mode`` is the plan's: what is between the matrices; ``labels`` are the names of a
-    classifier's classes, by their numbers; ``files`` maps every other file of the folder, by its path with
-    ``/``, to its size and hash. ``schema``, ``files`` and ``digest`` are filled in when the manifest is
+    classifier's classes, by their numbers; ``schedules`` says how products are cut; ``files`` maps every
+    other file of the folder, by its path with ``/``, to its size and hash. ``schema``, ``files`` and
+    ``digest`` are filled in when the manifest is
     written.
     """
 
@@ -162,6 +175,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     architecture: Annotated[dict[Name, Scalar], Meta(max_length=256)]
     generation: Annotated[dict[Name, Scalar | list[int | list[int]] | None], Meta(max_length=256)]
     labels: Annotated[tuple[Label, ...], Meta(max_length=4096)] = ()
+    schedules: Annotated[tuple[KernelSchedule, ...], Meta(max_length=4096)] = ()
     bits: Bits
     files: Annotated[dict[Name, FileInfo], Meta(max_length=10_000)] = msgspec.field(default_factory=dict)
     digest: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""

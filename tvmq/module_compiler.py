@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import tvm
@@ -21,6 +22,7 @@ from torch import nn
 
 from relay_passes.bit_plan import FLOAT_BITS, BitPlan, encode_plan, plan_hash
 from relay_passes.fold_transpose import transposed_tensors
+from schedules.tuning_log import TuningLog
 
 from . import build, module_selftest, pipeline
 from .artifact import Manifest, Model, Weights, staged_artifact, write_artifact, write_weights
@@ -38,6 +40,8 @@ from .assembly import (
 from .checkpoint import read_frequencies
 from .errors import InputError, UsageError, VerificationError
 from .families.family import TensorInfo
+from .kernels.logs import log_of
+from .kernels.model_workloads import kernel_schedules
 from .loading import MODULE_FAMILY
 from .model_plan import plan_tensors
 from .module_export import ExportedModule, export_module
@@ -93,13 +97,16 @@ def compile_module(
         clock.start("lower")
         _, annotate = pipeline.common_phases(plan)
         graphs = pipeline.run(graphs, [annotate], target, options.dump_ir)
-        libraries = _build(graphs, staging, plan, levels, options, clock)
+        log = log_of(options.tuning_log)
+        libraries = _build(graphs, staging, plan, levels, options, clock, log)
         clock.start("pack")
         stored = {name for names in libraries.parameters.values() for name in names}
         arrays = collect(stored, quantized, source.tensor, set(), {})
         write_weights(staging / WEIGHTS_FILE, arrays)
         (staging / "plan.json").write_bytes(encode_plan(plan))
         manifest = _manifest(exported, infos, plan, arrays, libraries, options)
+        chosen = kernel_schedules(log, infos, plan, options.tables, levels)
+        manifest = msgspec.structs.replace(manifest, schedules=chosen)
         clock.start("self-test")
         dequantized = source.original({name: planes.dequantize() for name, planes in quantized.items()})
         quantizes = any(getattr(entry, "bits", 0) != FLOAT_BITS for entry in plan.entries())
@@ -150,10 +157,13 @@ def _build(
     levels: Sequence[Any],
     options: CompileOptions,
     clock: Clock,
+    log: TuningLog,
 ) -> Libraries:
     """As ``build_libraries``; what TVM cannot compile is the user's to know in one sentence."""
     try:
-        return build_libraries(graphs, staging, plan, levels, options.tables, options.dump_ir, clock)
+        return build_libraries(
+            graphs, staging, plan, levels, options.tables, options.dump_ir, clock, log=log
+        )
     except (tvm.error.InternalError, NotImplementedError, AssertionError) as error:
         reason = str(error).strip().splitlines()
         raise InputError(

@@ -85,6 +85,7 @@ class CompileOptions:
         tables: ``int8`` lookup tables, or ``exact`` FP32 tables.
         dump_ir: folder for the IR after each phase.
         pooling: of an encoder's embeddings.
+        tuning_log: measured schedules besides the shipped ones.
         force: replace an existing artifact.
     """
 
@@ -95,6 +96,7 @@ class CompileOptions:
     tables: Tables = "int8"
     dump_ir: Path | None = None
     pooling: PoolingOptions = field(default_factory=PoolingOptions)
+    tuning_log: Path | None = None
     force: bool = False
 
 
@@ -250,3 +252,61 @@ class BenchOptions:
     forced_length: int = 24
     rounds: int = 3
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelBenchOptions:
+    """One product for ``bench_kernels``.
+
+    Attributes:
+        n: output rows.
+        k: columns.
+        m: tokens.
+        bits: planes of a weight, 1 to 8; 32 is FP32.
+        kernel: one kernel instead of all that compute the product.
+        group: columns that share a scale; 0 is a whole row.
+        scale_dtype: dtype of the scales of table kernels.
+        threads: threads of kernels and limits.
+        target: ISA level; ``host`` is the best that runs here.
+        rounds: timed pieces of each kernel; medians count.
+        seed: of weights and activations.
+    """
+
+    n: int
+    k: int
+    m: int = 1
+    bits: int
+    kernel: str | None = None
+    group: int = 0
+    scale_dtype: ScaleDtype = "float16"
+    threads: int = 1
+    target: str = "host"
+    rounds: int = 15
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneOptions:
+    """How schedules are searched.
+
+    Attributes:
+        plan: bits of a model folder's tensors.
+        tables: table kernels to tune, as ``CompileOptions.tables``.
+        tokens: numbers of tokens to tune a model's products for; each stands for its bucket.
+        target: ISA level; ``host`` is the best that runs here.
+        trials: candidates of each workload.
+        time_budget: seconds in all; 0 is no limit.
+        timeout: seconds that one candidate may take.
+        threads: threads of the kernels.
+        resume: go on with an existing log instead of refusing it.
+    """
+
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    tables: Tables = "int8"
+    tokens: tuple[int, ...] = (1, 64)
+    target: str = "host"
+    trials: int = 24
+    time_budget: float = 0.0
+    timeout: float = 30.0
+    threads: int = 1
+    resume: bool = False

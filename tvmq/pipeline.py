@@ -34,6 +34,7 @@ from relay_passes.lower_pooling import LowerPooling
 from relay_passes.lower_search import LowerSearch
 from relay_passes.share_tables import ShareTables
 from schedules.lut_table import Tables
+from schedules.tuning_log import NO_RECORDS, TuningLog
 from targets.spec import TargetSpec
 
 from .errors import InputError
@@ -69,15 +70,17 @@ def integer_phase(plan: BitPlan, longest: int, ranges: Mapping[str, NDArray[np.f
     )
 
 
-def target_phases(plan: BitPlan, target: TargetSpec, tables: Tables) -> list[Phase]:
-    """What is done once per ISA level."""
+def target_phases(
+    plan: BitPlan, target: TargetSpec, tables: Tables, log: TuningLog = NO_RECORDS
+) -> list[Phase]:
+    """What is done once per ISA level, with the schedules of a tuning log."""
     return [
         Phase(
             name=f"2-lowered-{target.name}",
             passes=[
-                *([] if plan.mode == "float" else [LowerBlockInt(plan=plan, target=target), CheckInteger()]),
+                *_integer_passes(plan, target, log),
                 LowerEmbedding(plan=plan),
-                LowerLinear(plan=plan, target=target, tables=tables),
+                LowerLinear(plan=plan, target=target, tables=tables, log=log),
                 ShareTables(),
                 LowerNorm(),
                 LowerAttention(),
@@ -99,6 +102,12 @@ def target_phases(plan: BitPlan, target: TargetSpec, tables: Tables) -> list[Pha
             ],
         ),
     ]
+
+
+def _integer_passes(plan: BitPlan, target: TargetSpec, log: TuningLog) -> list[Pass]:
+    if plan.mode == "float":
+        return []
+    return [LowerBlockInt(plan=plan, target=target, log=log), CheckInteger()]
 
 
 def make_dump_folder(path: Path) -> None:

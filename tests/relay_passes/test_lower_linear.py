@@ -13,6 +13,9 @@ from schedules.float_gemm import FloatSpec, float_gemm
 from schedules.lut_gemm import LutSpec, Segment, lut_gemm
 from schedules.lut_table import Tables, lut_table
 from schedules.packing import ColumnLayout
+from schedules.schedule import LUT_RULE, Schedule, TokenTile
+from schedules.tuning_log import Key, TuningLog, TuningRecord
+from schedules.workload import Workload
 from targets import get_target
 
 TARGET = get_target("x86_64_v3")
@@ -71,6 +74,36 @@ def test_quantized_linear_with_bias_and_activation(
     after = apply(annotated(before, bits), step)
     same(after, expected)
     same(apply(after, step), expected)
+
+
+def test_schedules_come_from_the_log(graph: Any, annotated: Any, apply: Any, same: Any, plan: Any) -> None:
+    """Of this target only; another target's record leaves the rule."""
+    bits = plan({"fc.weight": 3})
+    tuned = LUT_RULE.over(TokenTile(tokens=1, row_tiles=2, unroll=2))
+    workload = Workload.of("lut", 70, 40, 1, 3)
+    before = graph({"x": "float32[m, 40]"}, {"fc.weight": "float32[70, 40]"}, lambda g, x, w: g.linear(x, w))
+
+    def expected(schedule: Schedule) -> Any:
+        def body(g: Any, x: Any, keys: Any, scales: Any) -> Any:
+            args = [*table(g, x, ColumnLayout(k=40, group_size=40)), keys, scales]
+            kernel = lut_gemm(spec(40, 70, segment(70, 3, 40)), "avx2", schedules=[schedule])
+            return g.kernel(kernel, "lut_gemm", args, "float32[m, 70]")[0]
+
+        stored = {"fc.weight:keys": "uint8[2, 3, 2, 4, 64]", "fc.weight:scales": "float16[2, 3, 1, 64]"}
+        return graph({"x": "float32[m, 40]"}, stored, body, planned={"fc.weight": 1})
+
+    for target, schedule in (("x86_64_v3", tuned), ("x86_64_v2", LUT_RULE)):
+        record = TuningRecord(
+            key=Key.of(workload, target, 1),
+            schedule=tuned,
+            status="ok",
+            us=1.0,
+            rule_us=2.0,
+            stage="final",
+            cpu="a CPU",
+        )
+        step = LowerLinear(plan=bits, target=TARGET, log=TuningLog((record,)))
+        same(apply(annotated(before, bits), step), expected(schedule))
 
 
 def test_exact_tables_groups_offsets_and_wide_scales(

@@ -23,12 +23,15 @@ from tvmq.errors import InputError, TvmqError, UsageError
 from .compile import compile_model
 from .encode import classify, embed, tag
 from .evaluate import evaluate
+from .kernels import bench_kernels
+from .log import log
 from .plan import plan
 from .quantize import quantize_model
 from .report import report
 from .reports import bench, doctor, inspect, targets, verify
 from .retrain import retrain
 from .translate import translate
+from .tune import tune
 from .ui import Ui
 
 INTERRUPTED = 130
@@ -52,6 +55,9 @@ app.command("classify")(classify)
 app.command("tag")(tag)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
+app.command("bench kernels")(bench_kernels)
+app.command("tune")(tune)
+app.add_typer(log, name="log")
 app.command("inspect")(inspect)
 app.command("report")(report)
 app.command("verify")(verify)
@@ -81,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after ``tvmq``; those of the process by default. None at all is ``--help``.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:2] == ["bench", "kernels"]:  # a folder of that name is ./kernels
+        words[:2] = ["bench kernels"]
     guard = as_process if arguments is None else guarded
     return guard(lambda: app(args=words or ["--help"], prog_name="tvmq", standalone_mode=False))
 

@@ -22,6 +22,7 @@ from .options import (
     Mode,
     Model,
     plan_tables,
+    schedule_table,
     with_plan_options,
 )
 from .ui import Force, Json, Quiet, Ui, Verbose, facts_table
@@ -42,6 +43,9 @@ Normalize = Annotated[
     bool | None,
     typer.Option("--normalize/--no-normalize", help="Embeddings of unit length [default: the model's]"),
 ]
+TuningLogFile = Annotated[
+    Path | None, typer.Option("--tuning-log", help="Measured schedules besides the shipped ones (tvmq tune).")
+]
 DumpIr = Annotated[Path | None, typer.Option("--dump-ir", help="Folder for the IR after each phase.")]
 
 
@@ -59,6 +63,7 @@ def compile_model(
     calibration: CalibrationFile = None,
     pooling: PoolingKind = None,
     normalize: Normalize = None,
+    tuning_log: TuningLogFile = None,
     dump_ir: DumpIr = None,
     dry_run: DryRun = False,
     force: Force = False,
@@ -67,16 +72,12 @@ def compile_model(
     quiet: Quiet = False,
 ) -> None:
     """Compile a model into a folder that runs by itself."""
+    import msgspec
+
     from tvmq import api
 
     ui = Ui.start(json=json_output, verbose=verbose, quiet=quiet)
     plan = replace(plan, mode=mode, activation_block=activation_block)
-    if dry_run:
-        report = api.describe_plan(model, plan)
-        ui.result(report.to_json(), *plan_tables(report))
-        return
-    if output is None:
-        raise UsageError("where to? name the folder to write: -o NAME.tvmq (or --dry-run)")
     options = CompileOptions(
         plan=plan,
         calibration=calibration,
@@ -85,8 +86,17 @@ def compile_model(
         tables=tables,
         dump_ir=dump_ir,
         pooling=PoolingOptions(kind=pooling, normalize=normalize),
+        tuning_log=tuning_log,
         force=force,
     )
+    if dry_run:
+        report = api.describe_plan(model, plan)
+        chosen = api.describe_schedules(model, options)
+        value = {**report.to_json(), "schedules": [msgspec.to_builtins(part) for part in chosen]}
+        ui.result(value, *plan_tables(report), "", schedule_table(chosen))
+        return
+    if output is None:
+        raise UsageError("where to? name the folder to write: -o NAME.tvmq (or --dry-run)")
     start = time.perf_counter()
     with ui.progress() as progress:
         api.compile(model, output, options, progress=progress)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,7 @@ from .ui import facts_table
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from tvmq.manifest import KernelSchedule
     from tvmq.model_plan import PlanReport
 
 MB = 1e6
@@ -146,3 +147,17 @@ def plan_tables(report: PlanReport) -> tuple[Table, str, Table]:
         "bits per weight": f"{report.size.bits_per_weight:.2f} (scales, offsets and word order included)",
     }
     return facts_table(rows), "", table
+
+
+def schedule_table(schedules: Sequence[KernelSchedule]) -> Table:
+    """The schedules that a log has; a product without a record has the rule's and no row."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("kernel", "rows x columns", "bits", "ISA level", "measured", "schedule"):
+        table.add_column(name, overflow="fold")
+    for part in schedules:
+        if part.source != "rule":
+            shape = f"{part.n} x {part.k}"
+            table.add_row(part.kernel, shape, str(part.bits), part.target, part.source, part.schedule)
+    return table

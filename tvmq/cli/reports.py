@@ -112,6 +112,8 @@ def inspect(artifact: Artifact, json_output: Json = False, verbose: Verbose = 0)
     }
     if value["labels"]:
         rows["labels"] = ", ".join(value["labels"])
+    measured = sum(part["source"] != "rule" for part in value["schedules"])
+    rows["schedules"] = f"{measured} of {len(value['schedules'])} products by measurement, the others by rule"
     ui.result(value, facts_table(rows), "", table)
 
 

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The products of a plan as workloads of the tuning log, and the schedules that a log has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits
+from schedules.describe import describe
+from schedules.lut_table import Tables
+from schedules.tuned import tuned
+from schedules.tuning_log import TuningLog
+from schedules.workload import Workload
+from targets.spec import TargetSpec
+from tvmq.errors import InputError
+from tvmq.families.family import TensorInfo, decodes
+from tvmq.manifest import KernelSchedule
+
+
+def plan_workloads(
+    plan: BitPlan, shapes: Mapping[str, tuple[int, int]], tables: Tables, tokens: Sequence[int] = (1,)
+) -> list[Workload]:
+    """The products of the planned matrices among ``shapes``, each once."""
+    from relay_passes.lower_linear import (
+        float_workload,
+        kernel_segments,
+        stored_segments,
+        table_workload,
+    )
+
+    found: dict[Workload, None] = {}
+    for entry in plan.entries():
+        if entry.tensor not in shapes:
+            continue
+        n, k = shapes[entry.tensor]
+        if isinstance(entry, BlockBits) and entry.bits == FLOAT_BITS:
+            products = [float_workload(n, k)]
+        elif plan.mode == "float":
+            segments = kernel_segments(stored_segments(entry, n, k), k)
+            products = [table_workload(segment, k, tables) for segment in segments]
+        elif isinstance(entry, BlockBits):
+            products = [_integer_workload(entry, n, k)]
+        else:
+            products = []
+        found |= dict.fromkeys(products)
+    return [replace(workload, m=m) for workload in found for m in tokens]
+
+
+def _integer_workload(entry: BlockBits, n: int, k: int) -> Workload:
+    from relay_passes.lower_block_int import matrix_spec
+
+    spec = matrix_spec(entry, n, k, bias=False)
+    return Workload.of("dequant", n, k, 1, spec.bits, k // spec.groups)
+
+
+def product_shapes(infos: Sequence[TensorInfo]) -> dict[str, tuple[int, int]]:
+    """Matrices that activations are multiplied by; words' tables only are where a decoder scores words."""
+    scores = decodes(infos)
+    return {info.name: info.shape for info in infos if scores or not info.is_embedding}
+
+
+def kernel_schedules(
+    log: TuningLog,
+    infos: Sequence[TensorInfo],
+    plan: BitPlan,
+    tables: Tables,
+    levels: Sequence[TargetSpec],
+) -> tuple[KernelSchedule, ...]:
+    """The schedule of every kind of product of a plan on every level, and where it comes from."""
+    workloads = plan_workloads(plan, product_shapes(infos), tables)
+    return tuple(_schedule(log, workload, level.name) for level in levels for workload in workloads)
+
+
+def _schedule(log: TuningLog, workload: Workload, target: str) -> KernelSchedule:
+    result = tuned(log, workload, target)
+    sources = [f"{choice.source} at {m}" for m, choice in result.choices.items()]
+    return KernelSchedule(
+        kernel=workload.op,
+        n=workload.n,
+        k=workload.k,
+        bits=workload.bits,
+        target=target,
+        source=", ".join(sources) or "rule",
+        schedule=describe(result.schedule),
+    )
+
+
+def read_workloads(plain: Any, where: str) -> list[Workload]:
+    """Workloads of a JSON list of objects with ``op n k m bits`` and, if not usual, ``group layout``."""
+    import msgspec
+
+    if not isinstance(plain, list) or not plain:
+        raise InputError(f"{where}: expected a list of workloads")
+    found = []
+    for index, item in enumerate(plain):
+        try:
+            facts = dict(item)
+            facts.setdefault("group", facts.get("k"))
+            if "layout" not in facts:
+                sizes = (facts.pop(name) for name in ("op", "n", "k", "m", "bits", "group"))
+                workload = Workload.of(*sizes)
+            else:
+                workload = msgspec.convert(facts, Workload)
+            if set(item) - {"op", "n", "k", "m", "bits", "group", "layout"}:
+                raise ValueError("unknown field")
+        except (TypeError, ValueError, KeyError) as error:
+            raise InputError(f"{where}: workload {index}: {error}") from None
+        found.append(workload)
+    return found

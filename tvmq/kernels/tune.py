@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``tvmq tune`` does: workloads of a model folder or of a file, tuned into a log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from schedules.tuning_log import TuningRecord
+from schedules.workload import Workload
+from targets import host_cpu
+from tvmq.errors import UsageError
+from tvmq.options import Progress, TuneOptions, no_progress
+from tvmq.store import read_json
+
+from .bench import runnable_target
+from .logs import read_log
+from .model_workloads import plan_workloads, product_shapes, read_workloads
+from .runner import LocalRunner, Runner
+from .tuner import Tuner, TuneReport
+
+MAX_JSON = 4 << 20
+
+
+def workloads_of(source: Path, options: TuneOptions) -> list[Workload]:
+    """The products of a model folder with the options' plan, or those of a JSON file."""
+    if source.is_file():
+        return read_workloads(read_json(source, MAX_JSON), str(source))
+    from tvmq.checkpoint import Checkpoint
+    from tvmq.families import get_family
+    from tvmq.model_plan import plan_model
+
+    plan = plan_model(source, options.plan).plan
+    checkpoint = Checkpoint.open(source)
+    family = get_family(checkpoint.config)
+    tensors = family.tensors(family.read_config(checkpoint.config))
+    return plan_workloads(plan, product_shapes(tensors), options.tables, options.tokens)
+
+
+def tune(
+    source: Path,
+    log: Path,
+    options: TuneOptions,
+    *,
+    runner: Runner | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Progress = no_progress,
+) -> TuneReport:
+    """Tune the products of a model folder or of a JSON file.
+
+    Args:
+        source: model folder, or a JSON list of workloads.
+        log: tuning log to append to.
+        options: what is searched, and how long.
+        runner: where candidates run; by default a child process on this machine.
+        say: called with a line for every finished workload and every lost candidate.
+        progress: called per workload.
+
+    Raises:
+        UsageError: a target that does not run here, or a log that exists and is not to be resumed.
+        InputError: source or log cannot be used.
+    """
+    target = runnable_target(options.target)
+    if min(options.trials, options.threads, *options.tokens) < 1 or options.time_budget < 0:
+        raise UsageError("trials, threads and tokens must be at least 1, the time budget not negative")
+    records: list[TuningRecord] = []
+    if log.exists():
+        if not options.resume:
+            raise UsageError(f"{log} exists already (add --resume to go on with it, or choose another)")
+        records = list(read_log(log).records)
+    workloads = workloads_of(source, options)
+    local = runner or LocalRunner(target.name, options.threads, options.timeout)
+    tuner = Tuner(log, target.name, options, local, host_cpu(), say, records)
+    return tuner.tune(workloads, progress)

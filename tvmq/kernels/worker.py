@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that compiles, checks and times candidates: ``python -m tvmq.kernels.worker TARGET THREADS``.
+
+It reads one JSON request a line and answers each with one line. Whatever a candidate does to it, the tuner
+(``runner``) starts another one. A candidate is checked against the NumPy reference, must give the bits that
+the rule's schedule gives, and is timed in turn with it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from schedules.problem import WrongResult, make_problem
+from schedules.schedule import AnySchedule, DequantSchedule, Schedule
+from schedules.workload import Workload
+from targets import get_target
+from targets.spec import TargetSpec
+from tvmq import vm
+
+from .library import Product, compile_kernels, compile_timer
+
+COLD_BYTES = 96 << 20
+"""Weights that are used in turn for one token: more than a core's share of any last-level cache."""
+MOST_COPIES = 1500
+"""Copies of small weights, which then lie apart."""
+SLICE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One candidate; ``schedule`` is plain data of the workload's schedule type."""
+
+    workload: Workload
+    schedule: dict[str, Any]
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What became of it: ``status`` ok, wrong or error, and times in microseconds."""
+
+    status: str
+    us: float = 0.0
+    rule_us: float = 0.0
+    why: str = ""
+
+
+def schedule_of(workload: Workload, plain: dict[str, Any]) -> AnySchedule:
+    """A schedule from plain data; ValueError where it is none."""
+    kind = DequantSchedule if workload.op == "dequant" else Schedule
+    try:
+        return msgspec.convert(plain, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
+
+
+class Bench:
+    """Products of one target; the rule's one of the last workload is kept for comparison."""
+
+    def __init__(self, target: TargetSpec, threads: int, folder: Path) -> None:
+        vm.set_threads(threads)
+        self._target, self._folder, self._timer = target, folder, compile_timer(folder)
+        self._count = 0
+        self._workload: Workload | None = None
+        self._rule: Product | None = None
+        self._expected: dict[str, bytes] = {}
+
+    def answer(self, request: Request) -> Answer:
+        """Compiles, checks and times a candidate."""
+        try:
+            if request.workload != self._workload:
+                self._workload, self._rule = None, None
+                self._rule, self._expected = self._product(request.workload, None)
+                self._workload = request.workload
+            schedule = schedule_of(request.workload, request.schedule)
+            candidate, outputs = self._product(request.workload, schedule)
+        except WrongResult as error:
+            return Answer(status="wrong", why=str(error))
+        except Exception as error:  # of TVM or LLVM, which have no common type
+            return Answer(status="error", why=f"{type(error).__name__}: {error}"[:300])
+        if outputs != self._expected:
+            return Answer(status="wrong", why="other bits than the rule's schedule gives")
+        assert self._rule is not None
+        rule_us, us = self._times(self._rule, candidate, request.rounds, warm=request.workload.m > 1)
+        return Answer(status="ok", us=us, rule_us=rule_us)
+
+    def _product(self, workload: Workload, schedule: AnySchedule | None) -> tuple[Product, dict[str, bytes]]:
+        problem = make_problem(workload, self._target.kernel_isa, schedule)
+        self._count += 1
+        library = self._folder / f"{self._count}.so"
+        compile_kernels(problem.kernels, self._target, library)
+        wanted = 1 if workload.m > 1 else max(2, -(-COLD_BYTES // problem.weight_bytes))
+        copies = min(MOST_COPIES, wanted)
+        spacing = COLD_BYTES // copies
+        rule = self._rule if schedule is not None else None
+        timed = Product(problem, library, self._timer, problem.stages[-1:], copies, spacing, rule)
+        whole = Product(problem, library, self._timer, beside=timed)  # its tables are there from now on
+        outputs = whole.run()
+        problem.check(outputs)
+        return timed, {name: array.tobytes() for name, array in outputs.items()}
+
+    @staticmethod
+    def _times(rule: Product, candidate: Product, rounds: int, *, warm: bool) -> tuple[float, float]:
+        """Microseconds of both in turn: lower quartiles, which other work on the machine moves least."""
+        number = max(1, int(SLICE / max(1e-8, rule.seconds(2))))
+        untimed = number // 4 + 1 if warm else 0
+        found: tuple[list[float], list[float]] = ([], [])
+        for _ in range(rounds):
+            for product, seconds in zip((rule, candidate), found, strict=True):
+                seconds.append(product.seconds(number, untimed))
+        before, after = (1e6 * sorted(seconds)[len(seconds) // 4] for seconds in found)
+        return before, after
+
+
+def main() -> int:
+    """Answer requests until there are no more."""
+    target, threads = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what libraries print must not get between the answers
+    with tempfile.TemporaryDirectory(prefix="tvmq-tune-") as name:
+        bench = Bench(get_target(target), int(threads), Path(name))
+        for line in sys.stdin.buffer:
+            answer = bench.answer(msgspec.json.decode(line, type=Request))
+            answers.write(msgspec.json.encode(answer) + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
