@@ -21,7 +21,13 @@ from schedules.block_dequantize import block_dequantize
 from schedules.block_format import BlockLayout
 from schedules.block_gather import LEVEL_BITS, BlockGatherSpec, RowSegment, RowTable, block_gather
 from schedules.block_norm import BlockNormSpec, block_norm
-from schedules.block_quantize import GELU_TABLES, BlockActivation, BlockQuantizeSpec, block_quantize
+from schedules.block_quantize import (
+    GELU_TABLES,
+    BlockActivation,
+    BlockQuantizeSpec,
+    block_quantize,
+    gelu_form,
+)
 from schedules.dequant_gemm import DequantSpec, dequant_gemm
 from schedules.integer_storage import (
     bias_array,
@@ -203,7 +209,7 @@ class _Integers(Lowering):
         args = [x.mantissas, x.exponents, *(self.stored(array) for array in arrays)]
         rows = x.mantissas.ty.shape[0]
         y, exponents = self.call(kernel, args, [_ints(rows, n), _ints(rows)])
-        return Wide(y, exponents, activation=name if name in GELU_TABLES else "")
+        return Wide(y, exponents, activation=gelu_form(name))
 
     def _schedule(self, spec: DequantSpec) -> DequantSchedule:
         workload = Workload.of("dequant", spec.n, spec.k, 1, spec.bits, spec.k // spec.groups)

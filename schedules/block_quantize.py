@@ -8,6 +8,7 @@ per head). Groups within a block are brought to the largest of their exponents, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +22,22 @@ from .rounding_shift import clamp_shift, move, move_by, rounding_half, shift_rou
 from .tir import LANES, KernelBuilder, T, body, isplat, load, put, scratch, splat, store
 
 BlockActivation = Literal["", "relu", "gelu", "gelu_tanh"]
-GELU_TABLES = {"gelu": gelu_table, "gelu_tanh": gelu_tanh_table}
+GELU_TABLES: dict[str, Callable[[], NDArray[np.int32]]] = {
+    "gelu": gelu_table,
+    "gelu_tanh": gelu_tanh_table,
+}
 """Activations that read a table, and what makes it."""
+
+
+def gelu_form(activation: str) -> BlockActivation:
+    """The activation where it reads a table, else ""."""
+    match activation:
+        case "gelu":
+            return "gelu"
+        case "gelu_tanh":
+            return "gelu_tanh"
+        case _:
+            return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,4 +169,4 @@ def _aligned(spec: BlockQuantizeSpec, y: Any, y_exponents: Any, row: Any, t: Any
     return lambda c: load(row, (c,), LANES), largest
 
 
-__all__ = ["GELU_TABLES", "BlockActivation", "BlockQuantizeSpec", "block_quantize", "reference"]
+__all__ = ["GELU_TABLES", "BlockActivation", "BlockQuantizeSpec", "block_quantize", "gelu_form", "reference"]
