@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .tir import KernelBuilder, T, body, isplat, load, scratch, splat, store
+from .tir import KernelBuilder, T, body, intrinsic, isplat, load, scratch, shuffle, splat, store
 
 LINE = 64
 READ_PARTS = 64
@@ -55,6 +55,10 @@ def peak_kernel(isa: str, threads: int) -> tuple[Any, int]:
                     macs = _registers(y, t, 16, _vpdpbusd)
                 case "avx2":
                     macs = _registers(y, t, 8, _madd("avx2.pmadd.ub.sw", "avx2.pmadd.wd"))
+                case "neon_dotprod" | "neon_i8mm":
+                    macs = _registers(y, t, 4, _sdot)
+                case "neon":
+                    macs = _registers(y, t, 4, _smull)
                 case _:
                     macs = _registers(y, t, 4, _madd("ssse3.pmadd.ub.sw.128", "sse2.pmadd.wd"))
     return kernel.result, macs * threads
@@ -90,6 +94,22 @@ def _madd(bytes_name: str, words_name: str) -> Any:
         return old + T.call_llvm_pure_intrin(f"int32x{lanes}", f"llvm.x86.{words_name}", pairs, words)
 
     return add
+
+
+def _sdot(old: Any, lanes: int) -> Any:
+    ones = splat(T.int8(1), 4 * lanes)
+    return intrinsic(f"int32x{lanes}", "llvm.aarch64.neon.sdot", old, ones, T.reinterpret("int8x16", old))
+
+
+def _smull(old: Any, lanes: int) -> Any:
+    """Both halves of 16 products, added in twos."""
+    left = T.Bind(T.reinterpret("int8x16", old))
+    threes = splat(T.int8(3), 8)  # by ones LLVM would not multiply
+    for half in range(2):
+        part = shuffle([left], range(8 * half, 8 * half + 8))
+        products = intrinsic("int16x8", "llvm.aarch64.neon.smull", part, threes)
+        old = old + intrinsic(f"int32x{lanes}", "llvm.aarch64.neon.saddlp", products)
+    return old
 
 
 def _amx() -> int:

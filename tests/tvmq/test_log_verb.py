@@ -96,7 +96,7 @@ def test_bad_files_are_one_line(tvmq: Any, tmp_path: Path, verb: tuple[str, ...]
 
 
 def test_schedules_in_words() -> None:
-    assert describe(LUT_RULE) == "4 tokens; 1 token"
+    assert describe(LUT_RULE) == "4 tokens; 1 token: prefetch 4096"
     words = "4 tokens; 1 token: 2 row tiles, unroll 2, prefetch 4096, spread over threads"
     assert describe(replace(TUNED, spread=True)) == words
     assert describe(DequantSchedule(tokens=(2, 1), spread=False)) == "tokens 2/1, chunks of 12, one thread"
