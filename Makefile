@@ -59,7 +59,7 @@ ci:
 # that the same pins hold on machines whose registry carries other builds of the same version.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet -e '.[$(DEV_EXTRAS),bench]'
+	build/lock/bin/python -m pip install --quiet -e '.[$(DEV_EXTRAS),bench,cross]'
 	echo "# Exact versions for every extra; written by make lock." > requirements.lock
 	build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >> requirements.lock
 	rm -rf build/lock

@@ -20,8 +20,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from targets import detect_host, get_target
 from tvmq.artifact import open_artifact
-from tvmq.build import find_linker
+from tvmq.build import require_linker
 from tvmq.loading import EXECUTOR
 from tvmq.native import library
 from tvmq.runtime import load
@@ -31,7 +32,8 @@ EXECUTORS = ("vm", "native")
 
 
 def _build(output: Path, *words: object) -> Path:
-    subprocess.run([find_linker(), "-std=c11", "-O2", *map(str, words), "-o", str(output)], check=True)
+    compiler = require_linker(get_target(detect_host()[0])).command
+    subprocess.run([*compiler, "-std=c11", "-O2", *map(str, words), "-o", str(output)], check=True)
     return output
 
 

@@ -3,88 +3,38 @@
 
     python -m benchmarks.quality --json quality.json
     python -m benchmarks.quality --checkpoint build/retrained --checkpoint build/distilled
+    python -m benchmarks.quality --plan 3.0.json --quantizer hessian --calibration c.safetensors
 
 Each setting is compiled, the whole TSV is translated with beam 4, and the Markdown table grows row by
 row; the JSON file is written after every row and rows already in it are not measured again. FP32 is
-translated once: its translations are the baseline of every other row's paired bootstrap.
+translated once: its translations are the baseline of every other row's paired bootstrap. A second table
+tests every preset against the largest plan that is not larger, pair by pair.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tvmq.options import CompileOptions, PlanOptions, SearchOptions
+from targets import detect_host
+from tvmq.errors import TvmqError
+from tvmq.options import CompileOptions, SearchOptions
 from tvmq.store import atomic_write
+
+from .quality_settings import CODES, FP32, FREE, Setting, checkpoints, plans, settings
+from .quality_table import head_to_head, line, markdown
 
 DEFAULT_MODEL = Path("models/nmt-en-de")
 WORK = Path("build/quality")
-GROUP = 128
-MB = 1e6
 MIXED = ("chung2020-2.5-1.8-3.7", "chung2020-1.3-1.8-3.7", "chung2020-1.1-1.8-3.7")
 UNIFORM = ("4-bit", "3-bit", "2-bit")
-
-CODES: dict[str, str] = {
-    "greedy": "greedy, a scale per row",
-    "alternating": "alternating, a scale per row",
-    "grouped": f"alternating, a scale per {GROUP} columns",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One row of the table.
-
-    Attributes:
-        name: the bits.
-        codes: how they were found.
-        plan: of ``model``; empty for a checkpoint that brings its own.
-        checkpoint: a folder to compile as it is, instead of the model.
-        sha256: of that folder's weights, or of a plan file: rows of other ones are measured again.
-    """
-
-    name: str
-    codes: str
-    plan: PlanOptions = field(default_factory=PlanOptions)
-    checkpoint: Path | None = None
-    sha256: str = ""
-
-
-FP32 = Setting(name="fp32", codes="", plan=PlanOptions(preset="fp32"))
-
-
-def settings(codes: Sequence[str], presets: Sequence[str]) -> list[Setting]:
-    """Every preset with every kind of codes; scales per row are FP32, as in the paper."""
-    result = []
-    for preset in presets:
-        for kind in codes:
-            grouped = kind == "grouped"
-            plan = PlanOptions(
-                preset=preset,
-                quantizer="greedy" if kind == "greedy" else "alternating",
-                group_size=GROUP if grouped else 0,
-                scale_dtype="float16" if grouped else "float32",
-            )
-            result.append(Setting(name=preset, codes=CODES[kind], plan=plan))
-    return result
-
-
-def checkpoints(folders: Sequence[Path]) -> list[Setting]:
-    """Coded checkpoints as they are; each is named by its folder."""
-    from tvmq.checkpoint import Checkpoint
-
-    return [
-        Setting(name=folder.name, codes="as stored", checkpoint=folder, sha256=Checkpoint.open(folder).sha256)
-        for folder in folders
-    ]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
@@ -115,18 +65,32 @@ class Workload:
             "limit": self.limit,
         }
 
+    def lines(self, setting: Setting) -> Path:
+        """Where the translations of a row are kept, one a line."""
+        if setting == FP32:
+            return self.baseline
+        name = f"{setting.name} {setting.codes} {setting.sha256}"
+        return self.baseline.with_suffix("") / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.txt"
+
     def measure(self, setting: Setting) -> dict[str, Any]:
         """Compile, translate and score one setting; the artifact is removed afterwards."""
         import tvmq
 
         artifact = self.work / "candidate.tvmq"
         start = time.perf_counter()
-        options = CompileOptions(plan=setting.plan, force=True)
+        level = detect_host()[0]  # quality does not depend on it
+        options = CompileOptions(
+            plan=setting.plan, calibration=setting.calibration, isa_levels=(level,), force=True
+        )
         tvmq.compile(setting.checkpoint or self.model, artifact, options)
         compiled = time.perf_counter() - start
         facts = tvmq.inspect(artifact)
-        place = {"output": self.baseline} if setting == FP32 else {"baseline": self.baseline}
-        found = tvmq.evaluate(artifact, self.data, self.search, limit=self.limit, **place)
+        baseline = None if setting == FP32 else self.baseline
+        output = self.lines(setting)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        found = tvmq.evaluate(
+            artifact, self.data, self.search, limit=self.limit, baseline=baseline, output=output
+        )
         shutil.rmtree(artifact)
         return {
             "setting": setting.name,
@@ -144,7 +108,7 @@ class Table:
     """The rows so far, in a JSON file that survives an interrupt."""
 
     def __init__(self, path: Path, workload: Workload) -> None:
-        self._path = path
+        self._path, self._workload = path, workload
         self._conditions = workload.conditions()
         self._rows: list[dict[str, Any]] = []
         if path.exists() and workload.baseline.exists():
@@ -153,58 +117,24 @@ class Table:
                 self._rows = stored["results"]
 
     def get(self, setting: Setting) -> dict[str, Any] | None:
-        """The row of ``setting``, if it was measured."""
+        """The row of ``setting``, if it was measured and its translations are still there."""
+        if not self._workload.lines(setting).exists():
+            return None
         return next((row for row in self._rows if _same(row, setting)), None)
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep a new row."""
-        self._rows.append(row)
+        self._rows = [*(old for old in self._rows if _key(old) != _key(row)), row]
         document = {**self._conditions, "results": self._rows}
         atomic_write(self._path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
-def markdown(rows: Sequence[dict[str, Any]], beam: int) -> str:
-    """The rows as a Markdown table with sacrebleu's signature below."""
-    lines = [
-        "| bits | codes | bits per weight | MB | BLEU | to FP32 (95 %) | p | chrF | to FP32 |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines += [_line(row) for row in rows]
-    if rows:
-        lines += ["", f"Beam {beam}, {rows[0]['n']} sentences; `{rows[0]['signature']}`"]
-    return "\n".join(lines)
-
-
-def _line(row: dict[str, Any]) -> str:
-    cells = [
-        row["setting"],
-        row["codes"],
-        f"{row['bits_per_weight']:.2f}",
-        f"{row['size_bytes'] / MB:.1f}",
-        f"{row['value']:.2f}",
-        _difference(row),
-        _p_value(row),
-        f"{row['chrf']:.1f}",
-        f"{row['chrf_difference']:+.1f}" if "chrf_difference" in row else "",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _difference(row: dict[str, Any]) -> str:
-    if "difference" not in row:
-        return ""
-    low, high = row["interval"]
-    return f"{row['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
-
-
-def _p_value(row: dict[str, Any]) -> str:
-    if "p_value" not in row:
-        return ""
-    return "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}"
-
-
 def _same(row: dict[str, Any], setting: Setting) -> bool:
-    return (row["setting"], row["codes"], row["sha256"]) == (setting.name, setting.codes, setting.sha256)
+    return _key(row) == (setting.name, setting.codes, setting.sha256)
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["setting"], row["codes"], row["sha256"]
 
 
 def main(
@@ -215,7 +145,17 @@ def main(
     preset: Annotated[list[str] | None, typer.Option(help="Preset beside fp32; may repeat.")] = None,
     codes: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(CODES)}; may repeat. Default: all."),
+        typer.Option(
+            help=f"Of presets: {', '.join(CODES)}; may repeat [default: all that --calibration allows]."
+        ),
+    ] = None,
+    plan: Annotated[list[Path] | None, typer.Option(help="plan.json; may repeat.")] = None,
+    quantizer: Annotated[
+        list[str] | None,
+        typer.Option(help="Codes of every plan; may repeat [default: what the plan says]."),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="File of tvmq plan, for hessian and weighted codes.")
     ] = None,
     checkpoint: Annotated[
         list[Path] | None, typer.Option(help="Coded checkpoint to compile as it is; may repeat.")
@@ -232,6 +172,8 @@ def main(
     """Print quality and size of a model at several bit widths as a Markdown table."""
     if unknown := [kind for kind in codes or [] if kind not in CODES]:
         raise typer.BadParameter(f"unknown codes {unknown[0]!r}; known: {', '.join(CODES)}")
+    if calibration is None and (needy := [kind for kind in codes or [] if kind not in FREE]):
+        raise typer.BadParameter(f"{needy[0]} codes need --calibration FILE")
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -244,11 +186,16 @@ def main(
         search=SearchOptions(beam=beam, threads=threads),
         limit=limit,
     )
+    work.mkdir(parents=True, exist_ok=True)
     chosen = [FP32]
     if presets:
-        chosen += settings(codes or list(CODES), preset or [*UNIFORM, *MIXED])
+        usual = list(CODES if calibration else FREE)
+        chosen += settings(codes or usual, preset or [*UNIFORM, *MIXED], calibration)
+    try:
+        chosen += plans(plan or [], quantizer or [], calibration, work)
+    except (ValueError, TvmqError) as error:
+        raise typer.BadParameter(str(error)) from None
     chosen += checkpoints(checkpoint or [])
-    work.mkdir(parents=True, exist_ok=True)
     json_path.parent.mkdir(parents=True, exist_ok=True)
     table = Table(json_path, workload)
     rows: list[dict[str, Any]] = []
@@ -259,8 +206,12 @@ def main(
                 row = workload.measure(setting)
             table.add(row)
         rows.append(row)
-        console.print(_line(row), markup=False, soft_wrap=True)
+        console.print(line(row), markup=False, soft_wrap=True)
     typer.echo(markdown(rows, beam))
+    lines = [workload.lines(setting) for setting in chosen]
+    pairs = head_to_head(rows, [setting.kind for setting in chosen], lines, workload.data, limit)
+    if pairs:
+        typer.echo(f"\n{pairs}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ from tvmq.options import PlanOptions, SearchOptions
 from tvmq.store import atomic_write
 from tvmq.word_bits import Clusters, algorithm1_clusters, optimal_clusters, word_curve
 
-from .quality import DEFAULT_MODEL, FP32, Setting, Table, Workload, markdown
+from .quality import DEFAULT_MODEL, Table, Workload
+from .quality_settings import FP32, Setting
+from .quality_table import markdown
 
 WORK = Path("build/word_bits")
 WIDTHS = (1, 2, 3, 4)

@@ -14,6 +14,7 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import relax
+from tvm.target import codegen
 
 from .integer_body import bindings
 from .lowering import is_entry
@@ -33,16 +34,32 @@ class CheckInteger:
 
 
 def float_expressions(function: Any) -> list[str]:
-    """Float dtypes of the expressions in a PrimFunc's body, in the order of first use."""
+    """Float dtypes of the expressions in a PrimFunc's body, in the order of first use.
+
+    Integers that only pass through LLVM's fence, which takes floats alone (``tir.pinned``), are none.
+    """
     found: dict[str, None] = {}
+    passing: set[int] = set()
 
     def note(node: Any) -> None:
         dtype = str(getattr(node, "ty", ""))
-        if dtype.startswith(("float", "bfloat")):
+        if not dtype.startswith(("float", "bfloat")):
+            return
+        if _is_call(node, "tirx.call_llvm_pure_intrin") and int(node.args[0]) == fence:
+            bits = node.args[1]
+            if _is_call(bits, "tirx.reinterpret") and "float" not in str(bits.args[0].ty):
+                passing.update((node.__chandle__(), bits.__chandle__()))
+        if node.__chandle__() not in passing:
             found[dtype] = None
+
+    fence = codegen.llvm_lookup_intrinsic_id("llvm.arithmetic.fence")
 
     tvm_ffi.structural_walk(function.body, (object, note), order="pre")
     return list(found)
+
+
+def _is_call(node: Any, name: str) -> bool:
+    return getattr(getattr(node, "op", None), "name", "") == name
 
 
 def _check(module: tvm.IRModule, name: str, function: Any) -> None:

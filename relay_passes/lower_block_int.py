@@ -288,7 +288,7 @@ class _Integers(Lowering):
             exponents = self.builder_.emit(relax.op.reshape(exponents, [exponents.ty.shape[0], 1]))
         args = [value.y, exponents]
         if value.activation in GELU_TABLES:
-            args.append(self.stored(function_table(value.activation)))
+            args.append(self.stored(function_table("gelu")))
         mantissas, exponents = self.call(kernel, args, _block_types(args[0].ty.shape[0], layout))
         return Blocks(mantissas, exponents, layout)
 

@@ -6,7 +6,7 @@ A matrix that is multiplied by is ``w:keys w:alphas`` (planes) or ``w:levels``, 
 stored row after row: ``w:row_levels`` or ``w:row_bits w:row_alphas``, with ``w:row_exponents`` (one set
 per segment, ``w:0:...``, and ``w:rank``, where words have bits of their own). A norm at ``p`` is
 ``p:gamma p:beta p:constants``, the channel exponents of its result ``p:channels``. Function tables are
-``exp2 gelu gelu_tanh rsqrt`` behind ``integer:``.
+``exp2 gelu rsqrt`` behind ``integer:``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .level_packing import PANEL_ROWS, TILE_BYTES, TILE_COLUMNS
 from .packing import BLOCK_ROWS, STEP_COLUMNS, row_blocks
 from .storage import TILES, StoredArray
 
-TABLES = {"exp2": 64, "gelu": 64, "gelu_tanh": 64, "rsqrt": 48}
-"""Function tables: name -> int32 entries."""
+TABLES = {"exp2": 64, "gelu": 64, "rsqrt": 48}
+"""Function tables: name -> int32 entries. That of GELU holds the form which the model computes."""
 
 
 def function_table(name: str) -> StoredArray:

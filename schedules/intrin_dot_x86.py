@@ -85,10 +85,15 @@ def dot_product(isa: str, vectors: int = 4, bias: int = 0) -> DotProduct:
             return Avx2Dot(vectors)
         case "ssse3":
             return Ssse3Dot(vectors)
+        case "neon" | "neon_dotprod" | "neon_i8mm":
+            from .intrin_dot_arm import arm_dot
+
+            return arm_dot(isa, vectors)
         case "portable":
             return PortableDot(vectors)
         case _:
-            raise ValueError(f"no dot product for {isa!r}; known: avx512_vbmi, avx2, ssse3, portable")
+            known = "avx512_vbmi, avx2, ssse3, neon, neon_dotprod, neon_i8mm, portable"
+            raise ValueError(f"no dot product for {isa!r}; known: {known}")
 
 
 def preferred_bias(isa: str) -> int:

@@ -26,10 +26,14 @@ def exact_sum(isa: str) -> TileSum:
             return Avx512Exact()
         case "avx2":
             return Avx2Exact()
+        case "neon":
+            from .intrin_arm import NeonExact
+
+            return NeonExact()
         case "ssse3" | "portable":
             return ScalarExact()
         case _:
-            raise ValueError(f"no table kernel for {isa!r}; known: avx512_vbmi, avx2, ssse3, portable")
+            raise ValueError(f"no table kernel for {isa!r}; known: avx512_vbmi, avx2, ssse3, neon, portable")
 
 
 class Avx512Exact:

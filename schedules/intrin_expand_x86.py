@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from targets.spec import vector_isa
+
 from .packing import MU, STEP_COLUMNS, TILE_ROWS
 from .tir import T, as_type, load, scratch, shuffle, splat, store
 
@@ -55,17 +57,21 @@ class Expansion(Protocol):
 
 def expansion(isa: str, bias: int = 0) -> Expansion:
     """The expansion for a kernel ISA of ``targets.TargetSpec``; AVX-512 can XOR levels with 128."""
-    match isa:
-        case "amx" | "avx512_vbmi":
+    match vector_isa(isa):
+        case "avx512_vbmi":
             return VbmiExpansion(bias)
         case "avx2":
             return ShuffleExpansion(32, "llvm.x86.avx2.pshuf.b")
         case "ssse3":
             return ShuffleExpansion(16, "llvm.x86.ssse3.pshuf.b.128")
+        case "neon":
+            from .intrin_expand_arm import NeonExpansion
+
+            return NeonExpansion()
         case "portable":
             return PortableExpansion()
         case _:
-            raise ValueError(f"no expansion for {isa!r}; known: amx, avx512_vbmi, avx2, ssse3, portable")
+            raise ValueError(f"no expansion for {isa!r}; known: avx512_vbmi, avx2, ssse3, neon, portable")
 
 
 def constant_bytes(values: Sequence[int]) -> Any:
@@ -189,8 +195,12 @@ class ShuffleExpansion:
             level = base
             for key, plus in zip(keys, twice, strict=True):
                 four = T.call_llvm_pure_intrin(f"uint8x{lanes}", self._shuffle, key, spread)
-                level = level + T.Select(T.bitwise_and(four, bit) == bit, plus, zero)
+                level = level + self._chosen(four, bit, plus)
             write(g, lanes * part, as_type(level, f"int8x{lanes}"), lanes)
+
+    def _chosen(self, four: Any, bit: Any, plus: Any) -> Any:
+        """``plus`` in the lanes whose bit is set, else 0."""
+        return T.Select(T.bitwise_and(four, bit) == bit, plus, splat(T.uint8(0), self._lanes))
 
 
 class PortableExpansion:

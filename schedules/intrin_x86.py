@@ -55,10 +55,14 @@ def tile_sum(isa: str) -> TileSum:
             return Avx2Sum()
         case "ssse3":
             return Ssse3Sum()
+        case "neon":
+            from .intrin_arm import NeonSum
+
+            return NeonSum()
         case "portable":
             return PortableSum()
         case _:
-            raise ValueError(f"no table kernel for {isa!r}; known: avx512_vbmi, avx2, ssse3, portable")
+            raise ValueError(f"no table kernel for {isa!r}; known: avx512_vbmi, avx2, ssse3, neon, portable")
 
 
 class VbmiSum:

@@ -213,12 +213,15 @@ class _SegmentEmitter:
         with _loop(TILES // together) as part:
             first = part * together
             rows = [(first + tile) * TILE_ROWS for tile in range(together)]
-            alphas = [
-                T.Bind(self._float32(load(self.scales, (block, plane, group, at), 16), (block, group, at)))
-                for at in rows
-            ]
+
+            def alpha(tile: int) -> Any:
+                """The scales of a tile; read after the look-ups, which need the registers."""
+                at = rows[tile]
+                stored = load(self.scales, (block, plane, group, at), 16)
+                return T.Bind(self._float32(stored, (block, group, at)))
+
             if chunks == 1:
-                self._chunk(sums, [block, plane, group, first], together, row, acc, first, alphas)
+                self._chunk(sums, [block, plane, group, first], together, row, acc, first, alpha)
                 return
             partial = [scratch((together * TILE_ROWS,)) for _ in acc]
             for token in partial:
@@ -226,12 +229,13 @@ class _SegmentEmitter:
                     store(token, (tile * TILE_ROWS,), fsplat(0.0), TILE_ROWS)
             with T.serial(0, chunks) as c:
                 self._chunk(sums, [block, plane, group * chunks + c, first], together, row, partial, 0, None)
-            for tile, alpha in enumerate(alphas):
+            for tile in range(together):
+                scales = alpha(tile)
                 for into, token in zip(acc, partial, strict=True):
-                    _add(into, first + tile, times(alpha, load(token, (tile * TILE_ROWS,), TILE_ROWS)))
+                    _add(into, first + tile, times(scales, load(token, (tile * TILE_ROWS,), TILE_ROWS)))
 
     def _chunk(
-        self, sums: Any, where: list[Any], together: int, row: Any, acc: list[Any], base: Any, alphas: Any
+        self, sums: Any, where: list[Any], together: int, row: Any, acc: list[Any], base: Any, alpha: Any
     ) -> None:
         """Adds one chunk of columns, scaled to float, to the tiles of ``acc`` from ``base`` on."""
         block, plane, chunk, first = where
@@ -241,6 +245,7 @@ class _SegmentEmitter:
         with _loop(steps) as s:
             step = T.Bind(chunk * steps + s)
             sums.step(self.keys, [block, plane, step, first], tables, step * (STEP_COLUMNS // MU))
+        alphas = None if alpha is None else [alpha(tile) for tile in range(together)]
         for t, into in enumerate(acc):
             scale = None if self.exact else T.Bind(splat(self.scale[row + t, chunk]))
             for tile in range(together):

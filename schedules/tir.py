@@ -117,6 +117,13 @@ def times(a: Expr, b: Expr, lanes: int = LANES) -> Expr:
     return intrinsic(vec("float32", lanes), "llvm.arithmetic.fence", a * b)
 
 
+def pinned(value: Expr, dtype: str) -> Expr:
+    """The same 16 bytes of ``dtype``, as something that LLVM sees no meaning in: a sum or a mask stays as it
+    was written. Emits no instruction."""
+    fenced = intrinsic("float32x4", "llvm.arithmetic.fence", as_type(value, "float32x4"))
+    return T.Bind(as_type(fenced, dtype))
+
+
 def as_type(value: Expr, dtype: str) -> Expr:
     """The same bits read as ``dtype``."""
     return T.reinterpret(dtype, value)

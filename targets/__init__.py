@@ -3,15 +3,30 @@
 
 from __future__ import annotations
 
-from .detect import host_cpu, host_flags, runnable
+from .detect import host_architecture, host_cpu, host_flags, runnable
 from .spec import TargetSpec
 
-_NAMES = ("x86_64_v2", "x86_64_v3", "x86_64_v4_vnni", "x86_64_v4_amx")
+_NAMES = (
+    "x86_64_v2",
+    "x86_64_v3",
+    "x86_64_v4_vnni",
+    "x86_64_v4_amx",
+    "arm64_v8",
+    "arm64_dotprod",
+    "arm64_i8mm",
+)
+_SETS = {"x86-64": "x86_64", "linux-x86-64": "x86_64", "arm64": "aarch64", "linux-arm64": "aarch64"}
+"""Names of ``--target`` for all levels of an architecture."""
 
 
 def target_names() -> tuple[str, ...]:
-    """Names of all levels, lowest first."""
+    """Names of all levels: those of an architecture together, lowest first."""
     return _NAMES
+
+
+def set_names() -> tuple[str, ...]:
+    """Names of ``--target`` that mean several levels."""
+    return ("host", *_SETS)
 
 
 def get_target(name: str) -> TargetSpec:
@@ -33,35 +48,51 @@ def get_target(name: str) -> TargetSpec:
             from .x86_64_v4_amx import TARGET as amx
 
             return amx
+        case "arm64_v8":
+            from .arm64_v8 import TARGET as v8
+
+            return v8
+        case "arm64_dotprod":
+            from .arm64_dotprod import TARGET as dotprod
+
+            return dotprod
+        case "arm64_i8mm":
+            from .arm64_i8mm import TARGET as i8mm
+
+            return i8mm
         case _:
-            raise ValueError(f"unknown target {name!r}; known: host, x86-64, {', '.join(_NAMES)}")
+            raise ValueError(f"unknown target {name!r}; known: {', '.join((*set_names(), *_NAMES))}")
 
 
 def resolve_targets(name: str) -> tuple[TargetSpec, ...]:
     """Levels that ``--target name`` compiles for, lowest first.
 
-    ``host`` is the best level of this machine plus the portable fallback; ``x86-64`` is all levels.
+    ``host`` is the best level of this machine plus its architecture's fallback; ``x86-64`` (or
+    ``linux-x86-64``) and ``arm64`` (or ``linux-arm64``) are all levels of an architecture.
     """
-    match name:
-        case "host":
-            best = detect_host()
-            if not best:
-                raise ValueError("this CPU runs no known ISA level; name a --target to compile for another")
-            return tuple(get_target(n) for n in _NAMES if n in (_NAMES[0], best[0]))
-        case "x86-64":
-            return tuple(get_target(n) for n in _NAMES)
-        case _:
-            return (get_target(name),)
+    if name == "host":
+        best = detect_host()
+        if not best:
+            raise ValueError("this CPU runs no known ISA level; name a --target to compile for another")
+        own = levels_of(get_target(best[0]).architecture)
+        return tuple(spec for spec in own if spec.name in (own[0].name, best[0]))
+    return levels_of(_SETS[name]) if name in _SETS else (get_target(name),)
+
+
+def levels_of(architecture: str) -> tuple[TargetSpec, ...]:
+    """All levels of an architecture, lowest first; none for an unknown one."""
+    return tuple(spec for spec in map(get_target, _NAMES) if spec.architecture == architecture)
 
 
 def detect_host() -> list[str]:
     """Names of the levels that this CPU runs, best first."""
-    return [spec.name for spec in runnable(tuple(get_target(n) for n in _NAMES), host_flags())]
+    levels = tuple(get_target(name) for name in _NAMES)
+    return [spec.name for spec in runnable(levels, host_flags(), host_architecture())]
 
 
 def refused_host() -> list[str]:
     """Names of the levels that this CPU has and the operating system refuses to this process."""
-    fit = [get_target(n) for n in _NAMES if get_target(n).cpu_flags <= host_flags()]
+    fit = [spec for spec in levels_of(host_architecture()) if spec.cpu_flags <= host_flags()]
     return [spec.name for spec in fit if not spec.permission()]
 
 
@@ -77,10 +108,13 @@ __all__ = [
     "TargetSpec",
     "detect_host",
     "get_target",
+    "host_architecture",
     "host_cpu",
     "host_flags",
+    "levels_of",
     "permitted",
     "refused_host",
     "resolve_targets",
+    "set_names",
     "target_names",
 ]

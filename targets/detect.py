@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 from .spec import TargetSpec
 
 CPUINFO = Path("/proc/cpuinfo")
+
+
+def host_architecture() -> str:
+    """What ``uname -m`` says, in the spelling of LLVM's triples: ``x86_64``, ``aarch64``."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
 def host_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
@@ -36,11 +43,14 @@ def host_cpu(cpuinfo: Path = CPUINFO) -> str:
     return "unknown"
 
 
-def runnable(specs: tuple[TargetSpec, ...], flags: frozenset[str]) -> list[TargetSpec]:
-    """The levels whose features are all present and permitted, best first.
+def runnable(
+    specs: tuple[TargetSpec, ...], flags: frozenset[str], architecture: str
+) -> list[TargetSpec]:
+    """The levels of an architecture whose features are all present and permitted, best first.
 
     A CPU may have AMX while the system refuses its registers (an old kernel, a sandbox): such a machine
     runs the level below.
     """
-    fit = [spec for spec in specs if flags and spec.cpu_flags <= flags and spec.permission()]
+    own = [spec for spec in specs if spec.architecture == architecture]
+    fit = [spec for spec in own if flags and spec.cpu_flags <= flags and spec.permission()]
     return sorted(fit, key=lambda spec: -spec.rank)

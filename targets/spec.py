@@ -10,12 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-KernelIsa = Literal["amx", "avx512_vbmi", "avx2", "ssse3", "portable"]
+KernelIsa = Literal[
+    "amx", "avx512_vbmi", "avx2", "ssse3", "neon", "neon_dotprod", "neon_i8mm", "portable"
+]
 
 
 def vector_isa(isa: str) -> str:
-    """The kernel ISA of everything that works on vectors: AMX adds only a product of tiles to AVX-512."""
-    return "avx512_vbmi" if isa == "amx" else isa
+    """The kernel ISA of everything but integer dot products, which are all that some levels add.
+
+    AMX adds a product of tiles to AVX-512, the higher Arm levels add sdot and smmla to NEON.
+    """
+    if isa == "amx":
+        return "avx512_vbmi"
+    return "neon" if is_neon(isa) else isa
+
+
+def is_neon(isa: str) -> bool:
+    """Whether kernels of this ISA are made of Arm's vector instructions."""
+    return isa.startswith("neon")
 
 
 def always() -> bool:
@@ -47,6 +59,11 @@ class TargetSpec:
     kernel_isa: KernelIsa
     rank: int
     permission: Callable[[], bool] = always
+
+    @property
+    def architecture(self) -> str:
+        """Machine that runs the level, as ``uname -m`` calls it: ``x86_64`` or ``aarch64``."""
+        return self.triple.partition("-")[0]
 
     def to_tvm(self) -> Any:
         """The ``tvm.target.Target`` of this level."""

@@ -19,13 +19,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip tests whose ISA level this CPU cannot run, saying which."""
-    from targets import detect_host
+    """Skip tests whose ISA level this CPU cannot run, saying which.
+
+    Levels of another architecture run under an emulator where one and a cross compiler are installed.
+    """
+    from targets import detect_host, get_target, host_architecture
 
     for marker in item.iter_markers("isa"):
         (level,) = marker.args
-        if level not in detect_host():
+        if get_target(level).architecture != host_architecture():
+            missing = missing_for_emulation(level)
+            if missing:
+                pytest.skip(f"{level} needs {missing}")
+        elif level not in detect_host():
             pytest.skip(f"this CPU does not run {level}")
+
+
+def missing_for_emulation(level: str) -> str:
+    """What would have to be installed to run code of another architecture here; empty if nothing."""
+    from targets import get_target
+    from targets.toolchain import find_emulator, find_linker
+
+    spec = get_target(level)
+    if find_emulator(spec) is None:
+        return f"qemu-user and libc6-dev-arm64-cross to run {spec.architecture} code"
+    return "" if find_linker(spec) else f"a cross compiler for {spec.architecture}"
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_quantizers_match_their_folder() -> None:
 def test_targets_match_their_folder() -> None:
     from targets import get_target, target_names
 
-    assert set(target_names()) == modules("targets", {"detect", "permission", "spec"})
+    assert set(target_names()) == modules("targets", {"detect", "permission", "spec", "toolchain"})
     assert [get_target(name).name for name in target_names()] == list(target_names())
 
 

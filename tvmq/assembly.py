@@ -118,7 +118,7 @@ def build_libraries(
     found, parameters, workspaces = [], {}, {}
     programs: dict[bytes, str] = {}
     if flat:
-        _write_runtime(staging)
+        _write_runtime(staging, levels)
     (staging / "lib").mkdir(exist_ok=True)
     for level in levels:
         clock.start(f"build {level.name}")
@@ -139,9 +139,12 @@ def build_libraries(
     return Libraries(levels=tuple(found), parameters=parameters, workspaces=workspaces)
 
 
-def _write_runtime(staging: Path) -> None:
-    """The native runtime and its header, beside the libraries that it runs."""
-    for name, data in ((LIBRARY, runtime_library(build.find_linker())), (HEADER, header())):
+def _write_runtime(staging: Path, levels: Sequence[TargetSpec]) -> None:
+    """The native runtime and its header; none in an artifact for several architectures."""
+    if len({level.architecture for level in levels}) > 1:
+        return
+    compiler = build.require_linker(levels[0])
+    for name, data in ((LIBRARY, runtime_library(compiler.name, compiler.command)), (HEADER, header())):
         (staging / name).parent.mkdir(exist_ok=True)
         (staging / name).write_bytes(data)
 
@@ -163,15 +166,14 @@ def _link(
     """``build.link``; a full disk or a broken C compiler is the user's error."""
     try:
         return build.link(module, level, path, planned, flat=flat)
-    except RuntimeError as error:
+    except build.LinkError as error:
         complaint = str(error)
-        if type(error) is not RuntimeError or "Compilation error" not in complaint:
-            raise
         if os.strerror(errno.ENOSPC) in complaint:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        first = complaint.partition("Compilation error:")[2].strip().partition("\n")[0]
+        first = complaint.strip().partition("\n")[0]
+        name = build.require_linker(level).name
         raise MissingToolError(
-            f"{build.find_linker()} cannot link the library: {first or complaint} (repair the C compiler)"
+            f"{name} cannot link the library of {level.name}: {first} (repair the C compiler)"
         ) from error
 
 

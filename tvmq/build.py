@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,29 +11,32 @@ from typing import Any
 
 import tvm
 from tvm import relax
-from tvm.support import cc
 
 from relay_passes.bit_plan import BitPlan
 from relay_passes.lowering import is_entry
 from relay_passes.plan_buffers import Key, PlanBuffers, workspace_keys
 from schedules.lut_table import Tables
 from targets.spec import TargetSpec
+from targets.toolchain import Linker, find_linker, linker_advice
 
 from . import pipeline
 from .errors import MissingToolError
 from .native.flatten import flatten
 from .native.program import Program
 
-LINKERS = ("cc", "gcc", "clang")
+OPTIONS = ("-shared", "-fPIC", "-s", "-Wl,--build-id=none")
 
 
-def find_linker() -> str:
-    """A C compiler to link with; MissingToolError where there is none."""
-    for name in LINKERS:
-        path = shutil.which(name)
-        if path is not None:
-            return path
-    raise MissingToolError("no C compiler to link with (looked for cc, gcc, clang); install gcc or clang")
+class LinkError(Exception):
+    """The linker failed; the text is what it printed."""
+
+
+def require_linker(target: TargetSpec) -> Linker:
+    """What links code of ``target``; MissingToolError where there is nothing."""
+    linker = find_linker(target)
+    if linker is None:
+        raise MissingToolError(linker_advice(target))
+    return linker
 
 
 def lower(
@@ -88,9 +91,11 @@ def link(
         flat: give the program for the native runtime too.
 
     Raises:
+        MissingToolError: nothing links for ``target``.
+        LinkError: the linker failed.
         NotFlatError: with ``flat``, a function that is more than kernel calls.
     """
-    linker = find_linker()
+    create = linking(target)
     workspaces: dict[str, list[Key]] = {}
     explicit: list[tvm.IRModule] = []
 
@@ -110,12 +115,24 @@ def link(
     with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
         executable = relax.build(module, target.to_tvm(), relax_pipeline=lowering)
 
-    def create(output: str, objects: Sequence[str], options: Any = None, **_: Any) -> None:
-        cc.create_shared(output, list(objects), ["-s", "-Wl,--build-id=none"], cc=linker)
-
-    create.output_format = "so"  # type: ignore[attr-defined]
     executable.export_library(str(path), fcompile=create)
     return Linked(workspaces=workspaces, program=flatten(explicit[-1]) if flat else None)
+
+
+def linking(target: TargetSpec) -> Any:
+    """What ``export_library`` calls to link; MissingToolError where nothing links for ``target``."""
+    linker = require_linker(target)
+
+    def create(output: str, objects: Sequence[str], options: Any = None, **_: Any) -> None:
+        command = [*linker.command, *OPTIONS, "-o", output, *objects]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        if done.returncode:
+            raise LinkError(done.stdout)
+
+    create.output_format = "so"  # type: ignore[attr-defined]
+    return create
 
 
 def _before_memory() -> list[Any]:

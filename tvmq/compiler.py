@@ -68,7 +68,7 @@ def compile_checkpoint(
         frequencies: occurrences of each word, for bits by word; by default those in the model folder
             or of the calibration.
         calibration: of this model, for quantizers that go by it.
-        target: an ISA level, or ``host`` or ``x86-64``.
+        target: an ISA level, or a set of them: ``host``, ``x86-64`` or ``arm64``.
         tables: int8 lookup tables, or exact FP32 ones.
         force: replace an existing artifact.
         dump_ir: folder for the IR after each phase.
@@ -80,7 +80,8 @@ def compile_checkpoint(
         TvmqError: model, plan, target or output cannot be used.
     """
     levels = pick_levels(target, isa_levels)
-    build.find_linker()
+    for level in levels:
+        build.require_linker(level)
     clock = Clock(progress)
     with atomic_dir(output, force, inputs=[model]) as staging:
         clock.start("read")

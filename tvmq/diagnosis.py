@@ -23,6 +23,8 @@ OLDEST_PYTHON = (3, 11)
 COMPILE_BYTES = 4 << 30
 """Available memory below which compiling a Transformer-base model is likely to swap."""
 TOKENIZERS = {"sentencepiece": "translation models", "tokenizers": "encoders"}
+ARCHITECTURES = {"aarch64": "arm64"}
+"""Machine -> the ``--target`` with all its levels, for machines that are compiled for from elsewhere."""
 EXTRAS = {
     "compile": ("torch", "compile a model"),
     "eval": ("sacrebleu", "BLEU and chrF"),
@@ -90,6 +92,8 @@ def diagnose() -> tuple[Check, ...]:
         *(_tokenizer(name, models) for name, models in TOKENIZERS.items()),
         *_own_packages(),
         _compiler(),
+        *(_cross_linker(*facts) for facts in ARCHITECTURES.items()),
+        *(_emulator(*facts) for facts in ARCHITECTURES.items()),
         _cpu(),
         _memory(),
         *(_extra(extra, *facts) for extra, facts in EXTRAS.items()),
@@ -136,6 +140,34 @@ def _compiler() -> Check:
     if done.returncode:
         return Check(name="C compiler", status="missing", found=f"{path} does not start", fix=fix)
     return Check(name="C compiler", status="ok", found=f"{done.stdout.splitlines()[0]} ({path})")
+
+
+def _cross_linker(architecture: str, target: str) -> Check:
+    """What links for an architecture, where it is not this machine's."""
+    from targets import levels_of
+    from targets.toolchain import find_linker, gcc_package
+
+    linker = find_linker(levels_of(architecture)[0])
+    name = f"linker for {target}"
+    if linker is not None:
+        return Check(name=name, status="ok", found=f"{linker.name} ({linker.command[0]})")
+    fix = f"install {gcc_package(architecture)}, or {pip_command('tvmq[cross]')}"
+    return Check(name=name, status="optional", found=f"none (--target {target} needs one)", fix=fix)
+
+
+def _emulator(architecture: str, target: str) -> Check:
+    """What runs the levels of another architecture: only tests need it."""
+    from targets import host_architecture, levels_of
+    from targets.toolchain import find_emulator
+
+    name = f"emulator for {target}"
+    if architecture == host_architecture():
+        return Check(name=name, status="ok", found="this machine")
+    command = find_emulator(levels_of(architecture)[0])
+    if command is None:
+        fix = "install qemu-user to run such code here"
+        return Check(name=name, status="optional", found="none (only tests use it)", fix=fix)
+    return Check(name=name, status="ok", found=command[0])
 
 
 def _cpu() -> Check:

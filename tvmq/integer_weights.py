@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from relay_passes.bit_plan import BitPlan
 from relay_passes.integer_body import BodyStep, body_steps
 from relay_passes.lowering import is_entry
 from schedules import integer_tables
+from schedules.block_quantize import GELU_TABLES
 from schedules.integer_storage import TABLES, function_table
 
 from .calibration import Calibration
@@ -125,9 +126,7 @@ def integer_arrays(
     steps = {(step.kind, step.path): step for step in _steps(module, plan)}
     linears = {step.tensor for step in steps.values() if step.kind == "linear"}
     check_calibration([entry for entry in plan.blocks if entry.tensor in linears], calibration)
-    arrays = {
-        function_table(name).name: getattr(integer_tables, f"{name}_table")() for name in sorted(TABLES)
-    }
+    arrays = _function_tables(steps.values())
     progress("quantize", 0, len(steps))
     for done, step in enumerate(steps.values(), 1):
         try:
@@ -136,6 +135,20 @@ def integer_arrays(
             raise InputError(f"{step.tensor or step.path}: {error}") from error
         progress("quantize", done, len(steps))
     return arrays
+
+
+def _function_tables(steps: Iterable[BodyStep]) -> dict[str, NDArray[Any]]:
+    """Every function table; ValueError for a body that computes GELU in two forms."""
+    composites = [step.composite for step in steps if step.kind == "linear" and step.composite is not None]
+    forms = {str(composite.attrs["tvmq.activation"]) for composite in composites} & GELU_TABLES.keys()
+    if len(forms) > 1:
+        raise ValueError(f"the model computes {' and '.join(sorted(forms))}; mode block-int has one of them")
+    made = {
+        "exp2": integer_tables.exp2_table,
+        "gelu": GELU_TABLES[next(iter(forms), "gelu")],
+        "rsqrt": integer_tables.rsqrt_table,
+    }
+    return {function_table(name).name: made[name]() for name in sorted(TABLES)}
 
 
 def body_tensors(module: tvm.IRModule, plan: BitPlan) -> set[str]:

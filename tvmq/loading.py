@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from targets import detect_host
+from targets import detect_host, get_target, host_architecture, target_names
 
 from . import vm
 from .artifact import Artifact, open_artifact, verify_files
@@ -121,8 +121,19 @@ def _pick_level(artifact: Artifact, wanted: str | None) -> str:
             raise UsageError(f"this CPU cannot run ISA level {wanted}; it runs {known}")
         return wanted
     if not runs:
-        raise InputError(
-            f"{artifact.path}: compiled for {', '.join(present)}, none of which this CPU runs; "
-            "compile with --target x86-64"
-        )
+        raise InputError(f"{artifact.path}: {_no_level(present)}; compile with --target {_own_target()}")
     return runs[0]
+
+
+def _no_level(present: list[str]) -> str:
+    """Why none of an artifact's levels fits this machine."""
+    machine = host_architecture()
+    compiled = sorted({get_target(name).architecture for name in present if name in target_names()})
+    if compiled and machine not in compiled:
+        return f"compiled for {' and '.join(compiled)} machines, this one is {machine}"
+    return f"compiled for {', '.join(present)}, none of which this CPU runs"
+
+
+def _own_target() -> str:
+    """The ``--target`` with all levels of this machine's architecture."""
+    return "arm64" if host_architecture() == "aarch64" else "x86-64"

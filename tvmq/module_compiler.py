@@ -69,7 +69,8 @@ def compile_module(
         TvmqError: module, inputs, options or output cannot be used.
     """
     levels = pick_levels(options.target, options.isa_levels)
-    build.find_linker()
+    for level in levels:
+        build.require_linker(level)
     clock = Clock(progress)
     with atomic_dir(output, options.force) as staging:
         clock.start("export")

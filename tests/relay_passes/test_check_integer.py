@@ -13,7 +13,7 @@ from relay_passes.lower_block_int import LowerBlockInt
 from schedules.block_dequantize import block_dequantize
 from schedules.block_format import BlockLayout
 from schedules.block_norm import BlockNormSpec, block_norm
-from schedules.tir import KernelBuilder, T, body, put
+from schedules.tir import KernelBuilder, T, as_type, body, intrinsic, load, pinned, put, store, times
 from targets import get_target
 
 ROWS = BlockLayout(width=64, block=64)
@@ -138,3 +138,27 @@ def test_float_expressions() -> None:
     assert float_expressions(SCALED) == ["float32"]
     assert float_expressions(block_dequantize(ROWS)) != []
     assert float_expressions(block_norm(BlockNormSpec(layout=ROWS, residual=ROWS), "portable")) == []
+
+
+def fenced(make: Callable[[Any], Any]) -> Any:
+    """int8[m, 64] from ``make`` of 16 of its columns."""
+    kernel = KernelBuilder("fenced")
+    with kernel.define():
+        m = T.int64()
+        x, y = (kernel.param(name, (m, 64), "int8") for name in "xy")
+        with body([y], [x]), T.serial(0, m) as t:
+            store(y, (t, 0), make(load(x, (t, 0), 16)), 16)
+    return kernel.result
+
+
+def test_integers_pass_a_fence() -> None:
+    """Bits that LLVM may not look into are no floats; a product behind the same fence is one."""
+    assert float_expressions(fenced(lambda v: pinned(v, "int8x16"))) == []
+    squared = fenced(lambda v: T.Cast("int8x16", times(T.Cast("float32x16", v), T.Cast("float32x16", v))))
+    assert float_expressions(squared) == ["float32x16"]
+
+    def halved(v: Any) -> Any:
+        wide = as_type(v, "float32x4")
+        return as_type(intrinsic("float32x4", "llvm.arithmetic.fence", wide + wide), "int8x16")
+
+    assert float_expressions(fenced(halved)) == ["float32x4"]

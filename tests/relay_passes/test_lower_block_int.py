@@ -364,13 +364,12 @@ def test_other_activations_are_refused(encoder: Any, everywhere: Any, lower: Low
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh"])
-def test_each_form_of_gelu_reads_its_own_table(
+def test_both_forms_of_gelu_read_a_table(
     encoder: Any, everywhere: Any, lower: Lower, activation: str
 ) -> None:
     lowered = lower(encoder(activation=activation), everywhere(8))
     read = {str(parameter.name) for parameter in lowered["main"].params}
-    tables = {"integer:gelu", "integer:gelu_tanh"}
-    assert read & tables == ({f"integer:{activation}"} & tables)
+    assert ("integer:gelu" in read) == (activation != "relu")
 
 
 def test_groups_that_do_not_fit_are_refused(encoder: Any, everywhere: Any, lower: Lower) -> None:

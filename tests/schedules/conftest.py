@@ -7,8 +7,12 @@ kernel that writes or uses values outside its buffers fails the test.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +22,10 @@ from numpy.typing import DTypeLike, NDArray
 from schedules.outliers import Outliers, outlier_count, pack_outliers
 from schedules.packing import BitPlanes, pack_exponents, pack_keys, pack_offsets, pack_scales
 from schedules.pow2 import pow2_scales, scale_storage
-from targets import detect_host, get_target, target_names
+from targets import detect_host, get_target, host_architecture, target_names
 from targets.spec import TargetSpec
+from targets.toolchain import find_emulator, find_linker
+from tvmq.build import linking
 
 GUARD = 64
 
@@ -34,9 +40,26 @@ def level_spec(name: str) -> TargetSpec:
 LEVELS = [pytest.param(name, marks=pytest.mark.isa(name)) for name in target_names()]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the levels of other architectures, keeps those of tests (or cases) that are marked ``emulated``.
+
+    An emulator takes ten to a hundred times as long. ``emulated("arm64_v8")`` keeps that level only, for
+    kernels that the levels share.
+    """
+    own = host_architecture()
+    foreign = {name for name in target_names() if get_target(name).architecture != own}
+
+    def wanted(item: pytest.Item) -> bool:
+        levels = {level for marker in item.iter_markers("isa") for level in marker.args} & foreign
+        marker = item.get_closest_marker("emulated")
+        return not levels or (marker is not None and levels <= set(marker.args or foreign))
+
+    items[:] = filter(wanted, items)
+
+
 @pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> TargetSpec:
-    """Every ISA level that this CPU runs."""
+    """Every ISA level that this CPU runs; in tests marked ``emulated`` those of other architectures too."""
     return level_spec(request.param)
 
 
@@ -50,6 +73,17 @@ def kernel_level(request: pytest.FixtureRequest) -> TargetSpec:
 def host_levels() -> list[TargetSpec]:
     """All levels that this CPU runs, for tests that compare them."""
     return [level_spec(name) for name in ["portable", *reversed(detect_host())]]
+
+
+@pytest.fixture(scope="session")
+def emulated_levels() -> list[TargetSpec]:
+    """All levels of other architectures; skips where something is missing to run them."""
+    found = [get_target(name) for name in target_names()]
+    found = [spec for spec in found if spec.architecture != host_architecture()]
+    for spec in found:
+        if find_emulator(spec) is None or find_linker(spec) is None:
+            pytest.skip(f"{spec.name} needs an emulator and a cross compiler")
+    return found
 
 
 class Guarded:
@@ -68,41 +102,127 @@ class Guarded:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A compiled PrimFunc."""
+    """A compiled PrimFunc: ``run`` takes arrays and gives them back as they are afterwards."""
 
-    function: Any
+    run: Callable[[list[NDArray]], list[NDArray]]
 
     def __call__(self, inputs: list[NDArray], *outputs: tuple[tuple[int, ...], DTypeLike]) -> list[NDArray]:
         """Runs on copies of ``inputs``; gives back the outputs, then the inputs as they are afterwards."""
-        from tvm.runtime import from_dlpack
-
-        guarded = [Guarded(np.ascontiguousarray(a)) for a in inputs]
-        guarded += [Guarded(np.full(shape, 77, dtype)) for shape, dtype in outputs]
-        self.function(*(from_dlpack(g.array) for g in guarded))
-        assert all(g.intact() for g in guarded), "wrote outside a buffer"
-        arrays = [g.array for g in guarded]
+        given = [np.ascontiguousarray(a) for a in inputs]
+        arrays = self.run(given + [np.full(shape, 77, dtype) for shape, dtype in outputs])
         return arrays[len(inputs) :] + arrays[: len(inputs)]
+
+
+def run_here(function: Any, arrays: list[NDArray]) -> list[NDArray]:
+    """Calls a loaded kernel on guarded copies of ``arrays``."""
+    from tvm.runtime import from_dlpack
+
+    guarded = [Guarded(array) for array in arrays]
+    function(*(from_dlpack(g.array) for g in guarded))
+    assert all(g.intact() for g in guarded), "wrote outside a buffer"
+    return [g.array for g in guarded]
+
+
+class Emulator:
+    """A process of another architecture that runs kernels, ``kernel_server.c``; its buffers are guarded."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in, self._out = self._process.stdin, self._process.stdout
+        self._libraries = 0
+
+    def load(self, library: Path) -> Callable[[list[NDArray]], list[NDArray]]:
+        """The kernel of a library."""
+        path = str(library).encode()
+        self._ask(b"L" + struct.pack("<I", len(path)) + path)
+        self._libraries += 1
+        return partial(self._run, self._libraries - 1)
+
+    def _run(self, library: int, arrays: list[NDArray]) -> list[NDArray]:
+        self._ask(b"C" + struct.pack("<II", library, len(arrays)) + b"".join(map(_packed, arrays)))
+        found = [np.frombuffer(self._read(a.nbytes), a.dtype).reshape(a.shape) for a in arrays]
+        return [array.copy() for array in found]
+
+    def _ask(self, request: bytes) -> None:
+        """Sends a request; AssertionError with what went wrong."""
+        self._in.write(request)
+        self._in.flush()
+        (status,) = struct.unpack("<i", self._read(4))
+        if status:
+            (size,) = struct.unpack("<I", self._read(4))
+            raise AssertionError(self._read(size).decode())
+
+    def _read(self, size: int) -> bytes:
+        data = self._out.read(size)
+        if len(data) != size:
+            raise AssertionError(f"the emulator died with code {self._process.wait()}")
+        return data
+
+    def close(self) -> None:
+        self._in.close()
+        self._process.wait(timeout=60)
+
+
+def _packed(array: NDArray) -> bytes:
+    code = {"i": 0, "u": 1, "f": 2}[array.dtype.kind]
+    head = struct.pack("<BBH", code, 8 * array.dtype.itemsize, array.ndim)
+    shape = struct.pack(f"<{array.ndim}qQ", *array.shape, array.nbytes)
+    return head + shape + array.tobytes()
 
 
 Build = Callable[[Any, TargetSpec], Kernel]
 
 
 @pytest.fixture(scope="session")
-def build() -> Build:
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[TargetSpec], Emulator]]:
+    """``emulator(level)``: a process on a CPU model that has the level's features and no more."""
+    running: dict[str, Emulator] = {}
+
+    def start(target: TargetSpec) -> Emulator:
+        if target.name not in running:
+            command, linker = find_emulator(target), find_linker(target)
+            assert command is not None
+            assert linker is not None
+            server = tmp_path_factory.mktemp("emulator") / "kernel-server"
+            source = Path(__file__).with_name("kernel_server.c")
+            subprocess.run([*linker.command, "-rdynamic", source, "-o", server, "-ldl"], check=True)
+            running[target.name] = Emulator([*command, str(server)])
+        return running[target.name]
+
+    yield start
+    for process in running.values():
+        process.close()
+
+
+@pytest.fixture(scope="session")
+def build(
+    emulator: Callable[[TargetSpec], Emulator], tmp_path_factory: pytest.TempPathFactory
+) -> Build:
     """``build(prim_func, target)``; equal functions are compiled once a session."""
     import tvm
     from tvm_ffi import structural_equal, structural_hash
 
     cache: dict[tuple[str, int], list[tuple[Any, Kernel]]] = {}
+    folder = tmp_path_factory.mktemp("kernels")
 
     def compiled(function: Any, target: TargetSpec) -> Kernel:
-        known = cache.setdefault((target.cpu, structural_hash(function)), [])
+        foreign = target.architecture != host_architecture()
+        key = target.name if foreign else target.cpu
+        known = cache.setdefault((key, structural_hash(function)), [])
         for other, kernel in known:
             if structural_equal(function, other):
                 return kernel
         module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
         done = tvm.compile(module, target=target.to_tvm())
-        known.append((function, Kernel(done["kernel"])))
+        if foreign:
+            library = folder / f"{sum(map(len, cache.values()))}.so"
+            done.export_library(str(library), fcompile=linking(target))
+            run = emulator(target).load(library)
+        else:
+            run = partial(run_here, done["kernel"])
+        known.append((function, Kernel(run)))
         return known[-1][1]
 
     return compiled

@@ -30,6 +30,7 @@ def levels(planes: BitPlanes) -> Any:
     return (planes.signs() * planes.scales.astype(np.int32)).sum(axis=0).astype(np.int8)
 
 
+@pytest.mark.emulated("arm64_v8")
 def test_kernel_equals_reference(build: Any, weights: Any, kernel_level: Any) -> None:
     rng = np.random.default_rng(0)
     four, two, one = (

@@ -47,6 +47,7 @@ def test_kernel_equals_reference(
         assert (error <= step * 0.51 + 2.0 ** exponents.max(axis=1, keepdims=True)).all()
 
 
+@pytest.mark.emulated("arm64_v8")
 def test_gelu_of_all_magnitudes(build: Any, kernel_level: Any) -> None:
     """Rows around the limits that the 16-bit form has, moved up and down by any shift."""
     rng = np.random.default_rng(7)

@@ -105,7 +105,7 @@ def random_weight(rng: np.random.Generator, spec: DequantSpec) -> LevelPlanes | 
 
 
 SPECS = [
-    DequantSpec(n=36, k=17, bits=8),
+    pytest.param(DequantSpec(n=36, k=17, bits=8), marks=pytest.mark.emulated),
     DequantSpec(n=36, k=17, bits=2, bias=True, bias_shift=3, activation="relu"),
     DequantSpec(n=1000, k=520, bits=8, bias=True, bias_shift=-7, activation="relu"),
     DequantSpec(n=1000, k=520, bits=3, bias=True),
@@ -113,7 +113,10 @@ SPECS = [
     DequantSpec(n=100, k=1700, bits=8, bias=True, bias_shift=-40),
     DequantSpec(n=70, k=1700, bits=4),
     DequantSpec(n=64, k=384, bits=8, groups=3, x_groups=3, w_groups=3, bias=True),
-    DequantSpec(n=98, k=384, bits=4, groups=6, x_groups=1, w_groups=6, bias=True, bias_shift=-5),
+    pytest.param(
+        DequantSpec(n=98, k=384, bits=4, groups=6, x_groups=1, w_groups=6, bias=True, bias_shift=-5),
+        marks=pytest.mark.emulated,
+    ),
     DequantSpec(n=98, k=384, bits=7, groups=2, x_groups=2, w_groups=1, activation="relu"),
 ]
 
@@ -126,6 +129,7 @@ def test_equals_reference(build: Any, kernel_level: Any, spec: DequantSpec) -> N
         case.check(kernel, m)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("bits", range(1, 8))
 def test_every_number_of_planes(build: Any, kernel_level: Any, bits: int) -> None:
     case = Case.make(DequantSpec(n=48, k=96, bits=bits))

@@ -24,6 +24,14 @@ from schedules.search_step import SearchSpec, argmax, topk
 from targets import get_target, target_names
 
 WIDTH = 128
+BEYOND_ARMV8 = {
+    "arm64_v8": r"[su]dot|[su]sdot|[su]mmla|usmmla|bf(?:dot|mmla|ml|cvt)\w*|f\w+\t.*\.[48]h\b",
+    "arm64_dotprod": r"usdot|sudot|[su]mmla|usmmla|bf(?:dot|mmla|ml)\w*",
+    "arm64_i8mm": r"bf(?:dot|mmla|ml)\w*",
+}
+"""Dot products, matrix products, bfloat16 and arithmetic on halves, as far as a level lacks them."""
+LATER_ARM = r"cas\w*|swp\w*|ld(?:add|clr|set|eor|apr)\w*|crc32\w*|aes\w+|sha\w+|fcmla|sqrdml\w+|fjcvtzs"
+"""What no level promises: atomics, checksums, cryptography, SVE, complex numbers."""
 BEYOND_SSE42 = r"v\w+|bls\w+|(?:andn|bextr|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|lzcnt|movbe)\w?"
 """AVX and later start with v; the others are BMI1, BMI2, LZCNT and MOVBE."""
 
@@ -43,8 +51,8 @@ def integers(bits: int) -> DequantSpec:
 
 
 @cache
-def assembly(name: str) -> dict[str, list[str]]:
-    """Instructions (mnemonic and operands) of one kernel of every kind, by kernel."""
+def source(name: str) -> tuple[str, frozenset[str]]:
+    """Assembly of one kernel of every kind, and their names."""
     import tvm
 
     target = get_target(name)
@@ -62,16 +70,42 @@ def assembly(name: str) -> dict[str, list[str]]:
         "levels": dequant_gemm(integers(8), target.kernel_isa),
     }
     module = tvm.IRModule({key: f.with_attr("global_symbol", key) for key, f in kernels.items()})
-    text = tvm.compile(module, target=target.to_tvm()).mod.inspect_source("asm")
+    return tvm.compile(module, target=target.to_tvm()).mod.inspect_source("asm"), frozenset(kernels)
+
+
+@cache
+def assembly(name: str) -> dict[str, list[str]]:
+    """Instructions (mnemonic and operands) of one kernel of every kind, by kernel."""
+    text, kernels = source(name)
     found: dict[str, list[str]] = {}
     symbol = ""
     for line in text.splitlines():
         if label := re.match(r"(\w+):", line):
             symbol = label[1]
-        elif instruction := re.match(r"\t(?:lock\t|rep\t)?([a-z]\w*(?:\t.*)?)$", line):
+        elif instruction := re.match(r"\t(?:lock\t|rep\t)?([a-z][\w.]*(?:\t.*)?)$", line):
             found.setdefault(symbol.removesuffix("_compute_"), []).append(instruction[1])
-    assert set(kernels) <= set(found)
+    assert kernels <= set(found)
     return found
+
+
+def inner_loops(name: str, kernel: str) -> list[list[str]]:
+    """The instructions of every loop of a kernel that has no other loop within."""
+    _, _, text = source(name)[0].partition(f"\n{kernel}_compute_:")
+    lines: list[str] = []
+    places, loops = {}, []
+    for line in text.partition("\n.Lfunc_end")[0].splitlines():
+        if label := re.match(r"(\.LBB\w+):", line):
+            places[label[1]] = len(lines)
+        elif re.match(r"\t[a-z]", line):
+            lines.append(line.strip())
+            if (start := places.get(line.split()[-1])) is not None:
+                loops.append((start, len(lines)))
+    inner = [
+        (start, end)
+        for start, end in loops
+        if not any(start < other and stop <= end for other, stop in loops)
+    ]
+    return [lines[start:end] for start, end in inner]
 
 
 def everything(name: str) -> list[str]:
@@ -99,8 +133,8 @@ def test_v3_has_no_avx512() -> None:
 @pytest.mark.parametrize("name", target_names())
 def test_no_level_fuses_products_and_sums(name: str) -> None:
     """Fused, a sum rounds once instead of twice, and levels would give different numbers."""
-    assert not [line for line in everything(name) if re.match(r"v?fn?m(?:add|sub)", line)]
-    assert mnemonics(everything(name)) & {"mulps", "vmulps"}
+    assert not [line for line in everything(name) if re.match(r"v?fn?m(?:add|sub)|fml[as]", line)]
+    assert mnemonics(everything(name)) & {"mulps", "vmulps", "fmul"}
 
 
 def test_v4_looks_up_and_adds_in_two_instructions() -> None:
@@ -158,3 +192,26 @@ def test_products_are_small(name: str, most: int) -> None:
     """An artifact ships every kernel once a level; unrolling rows made five times as much."""
     for kernel in ("int8", "exact"):
         assert len(assembly(name)[kernel]) < most, kernel
+
+
+@pytest.mark.parametrize("name", BEYOND_ARMV8)
+def test_arm_levels_keep_to_their_features(name: str) -> None:
+    lines = everything(name)
+    assert not [line for line in lines if re.match(BEYOND_ARMV8[name], line) and "fcvt" not in line]
+    assert not [line for line in lines if re.match(LATER_ARM, line) or re.search(r"\b[zp]\d+\.", line)]
+    levels = mnemonics(assembly(name)["levels"])
+    assert ("sdot" in levels, "smmla" in levels) == (name != "arm64_v8", name == "arm64_i8mm")
+    assert {"tbl", "sadalp"} <= mnemonics(assembly(name)["int8"])
+
+
+@pytest.mark.parametrize("name", BEYOND_ARMV8)
+@pytest.mark.parametrize(
+    ("kernel", "pattern", "least"),
+    [("int8", "tbl|sadalp", 16), ("planes", "cmtst", 8), ("levels", "sdot|smmla", 8)],
+)
+def test_arm_loops_spill_nothing(name: str, kernel: str, pattern: str, least: int) -> None:
+    """A loop that looks up, expands or multiplies has no register to spare for the stack, nor needs it."""
+    loops = inner_loops(name, kernel)
+    loops = [loop for loop in loops if sum(bool(re.match(pattern, line)) for line in loop) >= least]
+    assert loops or (kernel, name) == ("levels", "arm64_v8")
+    assert not [line for loop in loops for line in loop if "[sp" in line]

@@ -71,6 +71,7 @@ def operands(m: int) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
     return x, levels
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize(("rows", "first"), [(64, 0), (64, 64), (32, 32)])
 def test_products(build: Any, kernel_level: Any, rows: int, first: int) -> None:
     compiled = build(kernel(kernel_level.kernel_isa, rows, first), kernel_level)

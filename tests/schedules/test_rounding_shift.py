@@ -71,6 +71,7 @@ def kernel() -> Any:
     return made.result
 
 
+@pytest.mark.emulated("arm64_v8")
 def test_vectors_do_as_numpy(build: Any, kernel_level: Any) -> None:
     shape = ((len(SHIFTS), 16), "int32")
     y, z = build(kernel(), kernel_level)([EXTREMES, SHIFTS.astype(np.int32)], shape, shape)[:2]

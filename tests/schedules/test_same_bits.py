@@ -255,7 +255,7 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
             return search_call({"argmax": argmax, "topk": topk}[request.param])
 
 
-@pytest.mark.parametrize(
+FAMILIES = pytest.mark.parametrize(
     "call",
     [
         "table int8", "table exact", "product int8 240", "product int8 40", "product exact 240",
@@ -268,12 +268,34 @@ def call(request: pytest.FixtureRequest, weights: Any) -> Call:
     ],
     indirect=True,
 )  # fmt: skip
+
+
+@FAMILIES
 def test_every_level(build: Any, host_levels: Any, call: Call) -> None:
     kernels = [build(call.kernel(level.kernel_isa), level) for level in host_levels]
     buffers = [*call.outputs, *call.work]
     found = [kernel(call.inputs, *buffers)[: len(call.outputs)] for kernel in kernels]
     assert len(found) > 1
     assert all(np.isfinite(a).all() for a in found[0])
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+@FAMILIES
+def test_other_architectures(build: Any, host_levels: Any, emulated_levels: Any, call: Call) -> None:
+    from tvm_ffi import structural_equal
+
+    kernels = [build(call.kernel(host_levels[-1].kernel_isa), host_levels[-1])]
+    last = None
+    for level in emulated_levels:
+        function = call.kernel(level.kernel_isa)
+        # What a level takes over from the one below is run on the lowest and the highest.
+        if last is None or level is emulated_levels[-1] or not structural_equal(function, last):
+            kernels.append(build(function, level))
+        last = function
+    buffers = [*call.outputs, *call.work]
+    found = [kernel(call.inputs, *buffers)[: len(call.outputs)] for kernel in kernels]
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert a.tobytes() == b.tobytes()

@@ -15,8 +15,10 @@ import pytest
 from targets import (
     detect_host,
     get_target,
+    host_architecture,
     host_cpu,
     host_flags,
+    levels_of,
     permitted,
     refused_host,
     resolve_targets,
@@ -24,9 +26,11 @@ from targets import (
 )
 from targets.detect import runnable
 from targets.permission import request_tile_data
-from targets.spec import TargetSpec, always, vector_isa
+from targets.spec import TargetSpec, always, is_neon, vector_isa
 
 ALL = tuple(get_target(name) for name in target_names())
+ARCHITECTURES = ("x86_64", "aarch64")
+X86, ARM = (levels_of(architecture) for architecture in ARCHITECTURES)
 
 
 def cpuinfo(folder: Path, text: str) -> Path:
@@ -38,12 +42,14 @@ def cpuinfo(folder: Path, text: str) -> Path:
 def test_registry_names_and_ranks() -> None:
     assert [spec.name for spec in ALL] == list(target_names())
     assert [spec.rank for spec in ALL] == sorted({spec.rank for spec in ALL})
-    for lower, higher in pairwise(ALL):
-        assert lower.cpu_flags < higher.cpu_flags
+    assert X86 + ARM == ALL
+    for levels in (X86, ARM):
+        for lower, higher in pairwise(levels):
+            assert lower.cpu_flags < higher.cpu_flags
 
 
 def test_unknown_target_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown target 'avx9'; known: host, x86-64, x86_64_v2, x86_64_v3"):
+    with pytest.raises(ValueError, match="unknown target 'avx9'; known: host, x86-64, linux-x86-64, arm64, "):
         get_target("avx9")
 
 
@@ -59,17 +65,51 @@ def test_unknown_target_lists_the_known() -> None:
 )
 def test_runnable_needs_every_flag(missing: set[str], best: str | None) -> None:
     permitted = tuple(replace(spec, permission=always) for spec in ALL)
-    found = runnable(permitted, ALL[-1].cpu_flags - missing)
+    found = runnable(permitted, X86[-1].cpu_flags - missing, "x86_64")
     assert [spec.name for spec in found][:1] == ([best] if best else [])
     assert [spec.rank for spec in found] == sorted((spec.rank for spec in found), reverse=True)
-    assert runnable(permitted, frozenset()) == []
+    assert runnable(permitted, frozenset(), "x86_64") == []
+
+
+@pytest.mark.parametrize(
+    ("features", "levels"),
+    [
+        ("fp asimd evtstrm aes crc32", ["arm64_v8"]),
+        ("fp asimd atomics asimddp", ["arm64_dotprod", "arm64_v8"]),
+        ("fp asimd asimddp i8mm bf16", ["arm64_i8mm", "arm64_dotprod", "arm64_v8"]),
+        ("fp asimd i8mm", ["arm64_v8"]),
+        ("fp", []),
+    ],
+)
+def test_arm_levels_need_their_features(features: str, levels: list[str]) -> None:
+    found = runnable(ALL, frozenset(features.split()), "aarch64")
+    assert [spec.name for spec in found] == levels
+
+
+def test_no_machine_runs_levels_of_another_architecture() -> None:
+    everything = frozenset().union(*(spec.cpu_flags for spec in ALL))
+    permitted = tuple(replace(spec, permission=always) for spec in ALL)
+    assert {spec.architecture for spec in runnable(permitted, everything, "aarch64")} == {"aarch64"}
+    assert {spec.architecture for spec in runnable(permitted, everything, "x86_64")} == {"x86_64"}
+    assert runnable(permitted, everything, "riscv64") == []
+
+
+@pytest.mark.parametrize(
+    ("machine", "architecture"), [("AMD64", "x86_64"), ("arm64", "aarch64"), ("riscv64", "riscv64")]
+)
+def test_architecture_has_one_spelling(
+    monkeypatch: pytest.MonkeyPatch, machine: str, architecture: str
+) -> None:
+    monkeypatch.setattr("targets.detect.platform.machine", lambda: machine)
+    assert host_architecture() == architecture
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU with every feature under a system that keeps the tile registers."""
     denied = replace(get_target("x86_64_v4_amx"), permission=lambda: False)
     monkeypatch.setattr("targets.x86_64_v4_amx.TARGET", denied)
-    monkeypatch.setattr("targets.host_flags", lambda: ALL[-1].cpu_flags)
+    monkeypatch.setattr("targets.host_flags", lambda: X86[-1].cpu_flags)
+    monkeypatch.setattr("targets.host_architecture", lambda: "x86_64")
 
 
 def test_a_refused_level_falls_back_to_the_one_below(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +153,12 @@ def test_amx_runs_the_vector_kernels_of_the_level_below() -> None:
     assert (amx.cpu, amx.triple) == (below.cpu, below.triple)
 
 
+def test_arm_levels_differ_in_dot_products_only() -> None:
+    assert {vector_isa(spec.kernel_isa) for spec in ARM} == {"neon"}
+    assert len({spec.kernel_isa for spec in ARM}) == len(ARM)
+    assert all(is_neon(spec.kernel_isa) == (spec in ARM) for spec in ALL)
+
+
 def test_flags_are_read_from_the_system(tmp_path: Path) -> None:
     path = cpuinfo(
         tmp_path, "processor\t: 0\nmodel name\t: A CPU @ 2GHz\nflags\t\t: fpu ssse3 avx2\nflags: other\n"
@@ -132,7 +178,10 @@ def test_unreadable_system_has_no_flags(tmp_path: Path, text: str) -> None:
 
 
 def test_resolve() -> None:
-    assert resolve_targets("x86-64") == ALL
+    assert resolve_targets("x86-64") == resolve_targets("linux-x86-64") == X86
+    assert resolve_targets("arm64") == resolve_targets("linux-arm64") == ARM
+    assert [spec.name for spec in ARM] == ["arm64_v8", "arm64_dotprod", "arm64_i8mm"]
+    assert levels_of("riscv64") == ()
     assert resolve_targets("x86_64_v3") == (get_target("x86_64_v3"),)
     with pytest.raises(ValueError, match="unknown target 'x87'"):
         resolve_targets("x87")
@@ -143,6 +192,7 @@ def test_resolve() -> None:
     [
         (["x86_64_v4_vnni", "x86_64_v3", "x86_64_v2"], ["x86_64_v2", "x86_64_v4_vnni"]),
         (["x86_64_v2"], ["x86_64_v2"]),
+        (["arm64_i8mm", "arm64_dotprod", "arm64_v8"], ["arm64_v8", "arm64_i8mm"]),
     ],
 )
 def test_host_is_the_best_level_and_the_fallback(

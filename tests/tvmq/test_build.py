@@ -111,8 +111,8 @@ def test_libraries_are_stripped_and_reproducible(chain: Any, tmp_path: Path) -> 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingToolError, match=r"no C compiler .*install gcc or clang"):
-        build.find_linker()
+        build.require_linker(get_target(detect_host()[0]))
     tool = tmp_path / "clang"
     tool.write_text("#!/bin/sh\n")
     tool.chmod(0o755)
-    assert build.find_linker() == str(tool)
+    assert build.require_linker(get_target(detect_host()[0])).command == (str(tool),)

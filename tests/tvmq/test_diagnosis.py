@@ -82,6 +82,23 @@ def test_no_compiler_is_a_row_not_a_crash(tmp_path: Path, monkeypatch: pytest.Mo
     assert row("C compiler").fix.startswith("install gcc or clang")
 
 
+def test_what_links_and_runs_arm_code_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("targets.host_architecture", lambda: "x86_64")
+    monkeypatch.setattr("targets.toolchain.host_architecture", lambda: "x86_64")
+    monkeypatch.setattr("targets.toolchain.find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name, fix in (("linker", "install gcc-aarch64-linux-gnu, or pip"), ("emulator", "install qemu-user")):
+        found = row(f"{name} for arm64")
+        assert found.status == "optional"
+        assert found.fix.startswith(fix)
+    gcc = tmp_path / "aarch64-linux-gnu-gcc"
+    gcc.write_text("#!/bin/sh\n")
+    gcc.chmod(0o755)
+    assert row("linker for arm64").found == f"aarch64-linux-gnu-gcc ({gcc})"
+    monkeypatch.setattr("targets.host_architecture", lambda: "aarch64")
+    assert row("emulator for arm64").found == "this machine"
+
+
 def test_a_missing_extra_names_its_command() -> None:
     with pytest.raises(MissingToolError, match=r"run: pip install 'tvmq\[eval\]'"):
         installation.require("no_such_module", "eval")

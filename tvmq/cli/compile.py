@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from targets import detect_host
 from tvmq.errors import UsageError
 from tvmq.options import CompileOptions, PlanOptions, PoolingOptions, Tables
 
@@ -26,7 +27,9 @@ from .options import (
 from .ui import Force, Json, Quiet, Ui, Verbose, facts_table
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write, by custom NAME.tvmq.")]
-Target = Annotated[str, typer.Option("--target", help="host, x86-64 (all levels) or a name of tvmq targets.")]
+Target = Annotated[
+    str, typer.Option("--target", help="host, x86-64 or arm64 (all levels), or a name of tvmq targets.")
+]
 IsaLevels = Annotated[
     str | None, typer.Option("--isa", metavar="LEVELS", help="Exactly these ISA levels, comma-separated.")
 ]
@@ -91,8 +94,10 @@ def compile_model(
 
 
 def _summary(ui: Ui, output: Path, seconds: float, facts: dict[str, Any]) -> None:
+    tested = next((name for name in detect_host() if name in facts["isa_levels"]), None)
     value = {
         "output": str(output),
+        "self_test": tested,
         "seconds": round(seconds, 2),
         **{key: facts[key] for key in ("bits_per_weight", "size_bytes", "fp32_bytes", "ratio", "isa_levels")},
     }
@@ -101,5 +106,6 @@ def _summary(ui: Ui, output: Path, seconds: float, facts: dict[str, Any]) -> Non
         "size": f"{facts['size_bytes'] / MB:.1f} MB, {facts['ratio']:.1f} times smaller than FP32",
         "bits per weight": f"{facts['bits_per_weight']:.2f}",
         "ISA levels": ", ".join(facts["isa_levels"]),
+        "self-test": f"passed on {tested}" if tested else "not run: this machine runs none of the levels",
     }
     ui.result(value, facts_table(rows))

@@ -18,7 +18,7 @@ from tvmq.search import SearchOptions, greedy_search
 
 from .marian import DecoderStep, Encoder, MarianModel
 
-BATCH = 16
+BATCH = 64
 """Sentences of similar length that are decoded together."""
 
 

@@ -56,8 +56,11 @@ class MarianWhole(LayerTree):
             x = self._feed_forward(path, x)
         return x, mask
 
-    def decode(self, inputs: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """Logits [B, T, V] after every prefix of ``inputs`` int64[B, T], whose first column is the start."""
+    def decode(self, inputs: Tensor, memory: Tensor, mask: Tensor, *, last: bool = False) -> Tensor:
+        """Logits [B, T, V] after every prefix of ``inputs`` int64[B, T], whose first column is the start.
+
+        With ``last`` only those after all of it: [B, 1, V].
+        """
         config = self.config
         x = self._embed(config.decoder_embedding, inputs)
         for i in range(config.decoder_layers):
@@ -69,7 +72,7 @@ class MarianWhole(LayerTree):
             x = self._feed_forward(path, x)
         weight = self.get_submodule(config.head).weight
         assert isinstance(weight, Tensor)  # no Parameter while functional_call replaces it
-        return F.linear(x, weight, self.final_logits_bias.to(x.dtype))
+        return F.linear(x[:, -1:] if last else x, weight, self.final_logits_bias.to(x.dtype))
 
     def _embed(self, table: str, ids: Tensor) -> Tensor:
         words = self.run(table, ids) * self.scale

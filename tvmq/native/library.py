@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -33,8 +32,12 @@ def header() -> bytes:
 
 
 @cache
-def runtime_library(compiler: str, flags: Sequence[str] = ()) -> bytes:
+def runtime_library(name: str, compiler: tuple[str, ...]) -> bytes:
     """The shared library for the compiler's target.
+
+    Args:
+        name: what to call the compiler in a message.
+        compiler: the command, which takes a C compiler's options.
 
     Raises:
         MissingToolError: the compiler cannot make it; its first complaint is in the message.
@@ -42,9 +45,9 @@ def runtime_library(compiler: str, flags: Sequence[str] = ()) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "libtvmq.so"
         include = f"-I{FOLDER / 'include'}"
-        command = [compiler, *_FLAGS, *flags, include, *map(str, sources()), "-o", str(output), *_LIBRARIES]
+        command = [*compiler, *_FLAGS, include, *map(str, sources()), "-o", str(output), *_LIBRARIES]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             first = next(iter(done.stderr.strip().splitlines()), "no message")
-            raise MissingToolError(f"{compiler} cannot compile the native runtime: {first} (repair it)")
+            raise MissingToolError(f"{name} cannot compile the native runtime: {first} (repair it)")
         return output.read_bytes()

@@ -76,13 +76,14 @@ def _greedy(student: Any, batch: Batch, device: torch.device) -> Sequence[list[i
     )
     limit = min(2 * batch.source.shape[1] + 10, config.max_positions)
     words = torch.full((len(memory), 1), config.start_id, dtype=torch.int64, device=device)
-    open_rows = torch.ones(len(memory), dtype=torch.bool, device=device)
+    rows = torch.arange(len(memory), device=device)  # those that go on
     for _ in range(limit - 1):
-        logits: Tensor = student.decode(words, memory, mask)[:, -1]
+        logits: Tensor = student.decode(words[rows], memory[rows], mask[rows], last=True)[:, -1]
         logits[:, config.pad_id] = -torch.inf
-        best = torch.where(open_rows, logits.argmax(-1), config.eos_id)
+        best = torch.full((len(words),), config.eos_id, device=device)
+        best[rows] = logits.argmax(-1)
         words = torch.cat([words, best[:, None]], 1)
-        open_rows = open_rows & (best != config.eos_id)
-        if not open_rows.any():
+        rows = rows[best[rows] != config.eos_id]
+        if not len(rows):
             break
     return [row[: row.index(config.eos_id)] if config.eos_id in row else row for row in words[:, 1:].tolist()]

@@ -64,6 +64,11 @@ class _Run:
     next_eval: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def evaluated(self) -> bool:
+        """No step was taken since the last evaluation."""
+        return bool(self.history) and self.history[-1]["step"] == self.step
+
 
 def train(
     teacher: Any,
@@ -107,21 +112,26 @@ def train(
 
     began, before = time.perf_counter(), run.seconds
     saved, total, count = began, 0.0, 0
+
+    def share() -> float:
+        run.seconds = before + time.perf_counter() - began
+        return min(1.0, max(run.step / options.steps, run.seconds / (options.seconds or math.inf)))
+
     try:
         while True:
-            run.seconds = before + time.perf_counter() - began
-            done = min(1.0, max(run.step / options.steps, run.seconds / (options.seconds or math.inf)))
-            if done >= run.next_eval or done >= 1:
+            done = share()
+            if not run.evaluated and (done >= run.next_eval or done >= 1):
                 mean = float(total) / count if count else None
                 found = trainer.evaluate(run.step, run.seconds, mean)
                 total, count = 0.0, 0
                 run.history.append(asdict(found))
                 if _better(found, run, weights.phase, options):
                     best = _copy(weights)
+                done = share()  # where evaluations are slow, training gets its time between them all the same
                 run.next_eval = done + options.eval_every
                 on_evaluation(found)
-                if done >= 1 or run.worse >= options.patience:
-                    break
+            if run.evaluated and (done >= 1 or run.worse >= options.patience):
+                break
             run.step += 1
             total = total + trainer.step(next(feed), run.step, done)
             count += 1

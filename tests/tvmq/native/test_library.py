@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import tvmq
-from targets import detect_host
-from tvmq.build import find_linker
+from targets import detect_host, get_target
+from tvmq.build import require_linker
 from tvmq.native import library
 from tvmq.native.binding import ABI_VERSION
 
@@ -34,8 +34,9 @@ def artifact(compiled: Callable[..., Path]) -> Path:
 
 
 def build(output: Path, *words: object) -> None:
+    compiler = require_linker(get_target(detect_host()[0])).command
     done = subprocess.run(
-        [find_linker(), "-std=c11", "-Wall", "-Wextra", "-Werror", *map(str, words), "-o", str(output)],
+        [*compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", *map(str, words), "-o", str(output)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode and "-fsanitize" in str(words) and re.search(r"cannot find|unsupported", done.stderr):

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,3 +188,55 @@ def test_a_projection_needs_its_period(tiny_model: Path, tmp_path: Path, text: P
     with pytest.raises(UsageError, match="--period"):
         run(tiny_model, tmp_path / "out", text, replace(OPTIONS, method="pnr"))
     assert not (tmp_path / "out").exists()
+
+
+def test_slow_evaluations_leave_time_to_train(
+    tiny_model: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that moves 6 s an evaluation and 1 s a step."""
+    from tvmq.retraining import loop
+
+    now = [0.0]
+    evaluate, step = loop._Trainer.evaluate, loop._Trainer.step
+
+    def slow(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            now[0] += seconds
+            return function(*given)
+
+        return run
+
+    monkeypatch.setattr(loop._Trainer, "evaluate", slow(evaluate, 6))
+    monkeypatch.setattr(loop._Trainer, "step", slow(step, 1))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    options = replace(OPTIONS, steps=1000, seconds=20, eval_every=0.1)
+    report = run(tiny_model, tmp_path / "out", text, options)
+    assert [evaluation.step for evaluation in report.evaluations] == [0, 2, 4]
+
+
+def test_greedy_search_is_that_of_the_executor(tiny_model: Path) -> None:
+    import torch
+
+    from tvmq.families import translation_family
+    from tvmq.families.executor import TorchExecutor, greedy_translations
+    from tvmq.retraining.development import _greedy
+    from tvmq.samples import Sample, Samples
+
+    checkpoint = Checkpoint.open(tiny_model)
+    family = translation_family(checkpoint.config, "test")
+    model = family.load(checkpoint)
+    sources, eos = [(5, 9, 3, 0), (17, 0), (40, 41, 42, 43, 44, 0)], model.config.eos_id
+    samples = Samples([Sample(source=source, target=source) for source in sources])
+    batch = samples.batch([0, 1, 2], model.config.pad_id)
+    student = family.whole(model)
+    with torch.no_grad():  # one of three ends at once
+        start = torch.full((3, 1), model.config.start_id)
+        said = student.encode(torch.from_numpy(batch.source), torch.from_numpy(batch.source_lengths))
+        first = student.decode(start, *said)[:, -1]
+        near, far, _ = (first.amax(-1) - first[:, eos]).sort().values.tolist()
+        model.final_logits_bias.view(-1)[eos] += (near + far) / 2
+    found = _greedy(student, batch, torch.device("cpu"))
+    wanted = greedy_translations(TorchExecutor(model), sources, lambda _: 20)
+    assert [line[:19] for line in found] == [[id for id in line[:19] if id != eos] for line in wanted]
+    assert [] in found
+    assert any(found)

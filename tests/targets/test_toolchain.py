@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which linker and which emulator a level gets, and what a person is told where there is none."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from targets import get_target, levels_of
+from targets.toolchain import EMULATED_CPUS, find_emulator, find_linker, linker_advice
+
+ARM = get_target("arm64_v8")
+X86 = get_target("x86_64_v2")
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder that is all of PATH, on an x86-64 machine without ziglang."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("targets.toolchain.host_architecture", lambda: "x86_64")
+    monkeypatch.setattr("targets.toolchain.find_spec", lambda name: None)
+    return tmp_path
+
+
+def add(folder: Path, name: str) -> str:
+    path = folder / name
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_machine_links_its_own_code_with_any_compiler(tools: Path) -> None:
+    assert find_linker(X86) is None
+    assert "no C compiler to link with (looked for cc, gcc, clang); install gcc" in linker_advice(X86)
+    clang = add(tools, "clang")
+    found = find_linker(X86)
+    assert found is not None
+    assert (found.name, found.command) == ("clang", (clang,))
+    assert find_linker(ARM) is None, "a compiler for this machine links nothing else"
+
+
+def test_another_architecture_takes_the_cross_compiler(tools: Path) -> None:
+    advice = linker_advice(ARM)
+    assert "install gcc-aarch64-linux-gnu (Debian's name) or pip install 'tvmq[cross]'" in advice
+    assert "\n" not in advice
+    gcc = add(tools, "aarch64-linux-gnu-gcc")
+    found = find_linker(ARM)
+    assert found is not None
+    assert found.command == (gcc,)
+
+
+def test_ziglang_is_the_last_resort(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("targets.toolchain.find_spec", lambda name: SimpleNamespace(name=name))
+    for spec in (ARM, X86):
+        found = find_linker(spec)
+        assert found is not None
+        assert found.command[:4] == (sys.executable, "-m", "ziglang", "cc")
+        assert found.command[4:] == ("-target", f"{spec.architecture}-linux-gnu.2.17")
+    add(tools, "aarch64-linux-gnu-gcc")
+    found = find_linker(ARM)
+    assert found is not None
+    assert found.name == "aarch64-linux-gnu-gcc"
+
+
+def test_on_arm_the_roles_are_exchanged(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("targets.toolchain.host_architecture", lambda: "aarch64")
+    gcc = add(tools, "gcc")
+    found = find_linker(ARM)
+    assert found is not None
+    assert found.command == (gcc,)
+    assert "install gcc-x86-64-linux-gnu" in linker_advice(X86)
+
+
+def test_every_arm_level_has_an_emulated_cpu(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(EMULATED_CPUS) == {spec.name for spec in levels_of("aarch64")}
+    assert find_emulator(ARM) is None
+    qemu = add(tools, "qemu-aarch64")
+    monkeypatch.setattr("targets.toolchain.Path.is_dir", lambda path: True)
+    command = find_emulator(ARM)
+    assert command == (qemu, "-L", "/usr/aarch64-linux-gnu", "-cpu", "cortex-a53")
+    monkeypatch.setattr("targets.toolchain.Path.is_dir", lambda path: False)
+    assert find_emulator(ARM) is None
