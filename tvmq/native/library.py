@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def header() -> bytes:
 
 
 @cache
-def runtime_library(compiler: Linker, flags: Sequence[str] = ()) -> bytes:
+def runtime_library(compiler: Linker) -> bytes:
     """The shared library for the machine that ``compiler`` links for.
 
     Raises:
@@ -43,7 +42,7 @@ def runtime_library(compiler: Linker, flags: Sequence[str] = ()) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "libtvmq.so"
         include = f"-I{FOLDER / 'include'}"
-        command = [*compiler.command, *_FLAGS, *flags, include, *map(str, sources())]
+        command = [*compiler.command, *_FLAGS, include, *map(str, sources())]
         command += ["-o", str(output), *_LIBRARIES]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
