@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class LocalRunner:
         self._command = [*words, target, str(threads)]
         self._timeout = timeout
         self._child: subprocess.Popen[bytes] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def run(self, workload: Workload, schedule: AnySchedule, rounds: int) -> Outcome:
         """Checks and times one candidate."""
@@ -76,12 +78,15 @@ class LocalRunner:
         return msgspec.json.decode(line, type=Outcome)
 
     def _start(self) -> subprocess.Popen[bytes]:
+        # Its files lie in a folder of ours: a child that is killed cannot remove them.
+        self._folder = tempfile.TemporaryDirectory(prefix="tvmq-tune-", ignore_cleanup_errors=True)
         # A session of its own: Ctrl-C ends the tuner first, which then ends the child.
         return subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": self._folder.name},
             start_new_session=True,
         )
 
@@ -105,7 +110,7 @@ class LocalRunner:
         return line
 
     def close(self) -> None:
-        """Ends the child and whatever it started."""
+        """Ends the child and whatever it started, and removes its files."""
         child, self._child = self._child, None
         if child is None:
             return
@@ -116,3 +121,5 @@ class LocalRunner:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+        if self._folder is not None:
+            self._folder.cleanup()
