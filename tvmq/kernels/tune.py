@@ -59,6 +59,7 @@ def tune(
     Raises:
         UsageError: a target that does not run here, or a log that exists and is not to be resumed.
         InputError: source or log cannot be used.
+        MissingToolError: no C compiler.
     """
     target = runnable_target(options.target)
     if min(options.trials, options.threads, *options.tokens) < 1 or options.time_budget < 0:
@@ -69,6 +70,10 @@ def tune(
             raise UsageError(f"{log} exists already (add --resume to go on with it, or choose another)")
         records = list(read_log(log).records)
     workloads = workloads_of(source, options)
-    local = runner or LocalRunner(target.name, options.threads, options.timeout)
-    tuner = Tuner(log, target.name, options, local, host_cpu(), say, records)
+    if runner is None:
+        from tvmq.build import require_linker
+
+        require_linker(target)
+        runner = LocalRunner(target.name, options.threads, options.timeout)
+    tuner = Tuner(log, target.name, options, runner, host_cpu(), say, records)
     return tuner.tune(workloads, progress)
