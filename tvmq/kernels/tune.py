@@ -20,6 +20,7 @@ from .runner import LocalRunner, Runner
 from .tuner import Tuner, TuneReport
 
 MAX_JSON = 4 << 20
+LONGEST_TIMEOUT = 86400.0
 
 
 def workloads_of(source: Path, options: TuneOptions) -> list[Workload]:
@@ -64,6 +65,8 @@ def tune(
     target = runnable_target(options.target)
     if min(options.trials, options.threads, *options.tokens) < 1 or options.time_budget < 0:
         raise UsageError("trials, threads and tokens must be at least 1, the time budget not negative")
+    if not 0 < options.timeout <= LONGEST_TIMEOUT:
+        raise UsageError(f"the time-out is {options.timeout} s, expected at most {LONGEST_TIMEOUT:.0f}")
     records: list[TuningRecord] = []
     if log.exists():
         if not options.resume:
