@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits
 from schedules.describe import describe
 from schedules.lut_table import Tables
@@ -87,25 +89,31 @@ def _schedule(log: TuningLog, workload: Workload, target: str) -> KernelSchedule
     )
 
 
+class _PlainWorkload(msgspec.Struct, forbid_unknown_fields=True):
+    """A workload as people write it; what is left out is the usual."""
+
+    op: str
+    n: int
+    k: int
+    m: int
+    bits: int
+    group: int = 0
+    layout: str | None = None
+
+
 def read_workloads(plain: Any, where: str) -> list[Workload]:
     """Workloads of a JSON list of objects with ``op n k m bits`` and, if not usual, ``group layout``."""
-    import msgspec
-
     if not isinstance(plain, list) or not plain:
         raise InputError(f"{where}: expected a list of workloads")
     found = []
     for index, item in enumerate(plain):
         try:
-            facts = dict(item)
-            facts.setdefault("group", facts.get("k"))
-            if "layout" not in facts:
-                sizes = (facts.pop(name) for name in ("op", "n", "k", "m", "bits", "group"))
-                workload = Workload.of(*sizes)
-            else:
-                workload = msgspec.convert(facts, Workload)
-            if set(item) - {"op", "n", "k", "m", "bits", "group", "layout"}:
-                raise ValueError("unknown field")
-        except (TypeError, ValueError, KeyError) as error:
+            facts = msgspec.convert(item, _PlainWorkload)
+            op: Any = facts.op
+            workload = Workload.of(op, facts.n, facts.k, facts.m, facts.bits, facts.group)
+            if facts.layout is not None:
+                workload = replace(workload, layout=facts.layout)
+        except ValueError as error:
             raise InputError(f"{where}: workload {index}: {error}") from None
         found.append(workload)
     return found
