@@ -133,17 +133,15 @@ def bench_kernels(options: KernelBenchOptions, progress: Progress = no_progress)
 
 def runnable_target(name: str) -> TargetSpec:
     """An ISA level that this CPU runs; UsageError for any other."""
-    from targets import detect_host, get_target
+    from targets import detect_host, get_target, target_names
 
     here = detect_host()
     wanted = here[0] if name == "host" and here else name
-    try:
-        target = get_target(wanted)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    if wanted not in ("host", *target_names()):
+        raise UsageError(f"unknown target {wanted!r}; known: host, {', '.join(target_names())}")
     if wanted not in here:
         raise UsageError(f"this CPU does not run {wanted}; choose one of {', '.join(here) or 'none'}")
-    return target
+    return get_target(wanted)
 
 
 def _names(options: KernelBenchOptions) -> dict[str, str]:
