@@ -53,9 +53,14 @@ def read_log(path: Path) -> TuningLog:
 
 
 def log_of(path: Path | None) -> TuningLog:
-    """What models are compiled with: the records of a file, then the shipped ones."""
+    """What models are compiled with: the records of a file, and shipped ones of what it does not know."""
     shipped = shipped_log()
-    return shipped if path is None else tuning_log.merge([read_log(path), shipped])
+    if path is None:
+        return shipped
+    own = read_log(path)
+    known = {record.key for record in own.best()}
+    others = tuple(record for record in shipped.records if record.key not in known)
+    return tuning_log.merge([own, TuningLog(others)])
 
 
 def check_logs(paths: Sequence[Path]) -> list[LogFacts]:
