@@ -39,11 +39,11 @@ def tuned(log: TuningLog, workload: Workload, target: str) -> Tuned:
     if not found:
         return Tuned(schedule=rule(workload), choices={})
     largest = found[max(found)].schedule
+    spread = log.choose(replace(workload, m=1), target, 2).schedule.spread
     if not isinstance(largest, Schedule):
-        return Tuned(schedule=largest, choices=found)
+        return Tuned(schedule=replace(largest, spread=spread), choices=found)
     one = choices[1].schedule
     assert isinstance(one, Schedule)
     many = largest if max(found) > 1 else one
-    spread = log.choose(replace(workload, m=1), target, 2).schedule.spread
     schedule = replace(many.over(one.tiles[-1]), spread=spread)
     return Tuned(schedule=schedule, choices=found)
