@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
+from functools import cache
 
 from .schedule import AnySchedule, Schedule
 from .tuning_log import Key, TuningRecord, distance
@@ -44,6 +45,7 @@ def difference(a: AnySchedule, b: AnySchedule) -> int:
     return sum(x != y for x, y in zip(_knobs(a), _knobs(b), strict=False))
 
 
+@cache
 def _knobs(schedule: AnySchedule) -> tuple[object, ...]:
     """Spread, then those of the smallest and of the largest token tile."""
     if isinstance(schedule, Schedule):
