@@ -133,13 +133,11 @@ class Tuner:
         if not finals:
             self._measure(key, rule(key.workload), "final")
         choice = TuningLog(tuple(self.records)).choose(key.workload, key.target, key.threads)
-        record = choice.record
+        record = choice.record if choice.source == "tuned" else None
         us, rule_us = (record.us, record.rule_us) if record else (0.0, 0.0)
         gain = record.gain if record and choice.schedule == record.schedule else 1.0
-        self.say(
-            f"{key.op} {key.n} x {key.k}, {key.m} tokens, {key.bits} bits: {us:.1f} us, "
-            f"{gain:.2f} times the rule, {trials} trials"
-        )
+        speed = f"{us:.1f} us, {gain:.2f} times the rule" if record else "nothing could be measured"
+        self.say(f"{key.op} {key.n} x {key.k}, {key.m} tokens, {key.bits} bits: {speed}, {trials} trials")
         return Tuned(key=key, schedule=choice.schedule, us=us, rule_us=rule_us, gain=gain, trials=trials)
 
     def _measure(self, key: Key, schedule: AnySchedule, stage: tuning_log.Stage) -> None:
