@@ -159,6 +159,28 @@ def test_the_time_budget_ends_a_run(tmp_path: Path) -> None:
     assert (report.stopped, report.untouched) == ("time budget", 3)
 
 
+def test_the_time_budget_cuts_the_last_product_too(tmp_path: Path) -> None:
+    class Slow(Fake):
+        def run(self, workload: Workload, schedule: AnySchedule, rounds: int) -> Outcome:
+            time.sleep(0.2)
+            return super().run(workload, schedule, rounds)
+
+    report = tuner(tmp_path / "log.jsonl", Slow(), time_budget=0.1).tune([WORKLOAD])
+    assert (report.stopped, report.untouched, len(report.tuned)) == ("time budget", 0, 1)
+
+
+def test_failures_do_not_show_the_times_of_a_near_product(tmp_path: Path) -> None:
+    class Broken(Fake):
+        def run(self, workload: Workload, schedule: AnySchedule, rounds: int) -> Outcome:
+            if workload.n == 64:
+                return super().run(workload, schedule, rounds)
+            return Outcome(status="crash", why="planted")
+
+    near = Workload.of("lut", 128, 64, 1, 1)
+    report = tuner(tmp_path / "log.jsonl", Broken(), trials=3).tune([WORKLOAD, near])
+    assert [(found.us > 0, found.gain == 1.0) for found in report.tuned] == [(True, False), (False, True)]
+
+
 def test_candidates_are_ranked_by_their_likes() -> None:
     """What did well on a near workload is tried first."""
     near, far = Workload.of("lut", 128, 64, 1, 1), Workload.of("lut", 64, 1 << 16, 1, 1)

@@ -81,6 +81,8 @@ class Tuner:
     say: Callable[[str], None]
     records: list[TuningRecord] = field(default_factory=list)
     trials: Counter[str] = field(default_factory=Counter)
+    cut: bool = False
+    """Whether the time ended before the trials of a workload."""
 
     def tune(self, workloads: Sequence[Workload], progress: Progress = no_progress) -> TuneReport:
         """Tunes all workloads, or as many as the budget allows."""
@@ -94,6 +96,7 @@ class Tuner:
                     stopped = "time budget"
                     break
                 tuned.append(self._workload(key, end))
+                stopped = "time budget" if self.cut else stopped
         except KeyboardInterrupt:
             stopped = "interrupted"
         finally:
@@ -119,6 +122,7 @@ class Tuner:
             left = ranked(key, left, self.records)
             self._measure(key, left.pop(0), "trial")
             trials += 1
+        self.cut = bool(left) and trials < budget
         return self._finish(key, trials)
 
     def _finish(self, key: Key, trials: int) -> Tuned:
