@@ -55,6 +55,9 @@ def test_integer_products_take_their_largest_bucket() -> None:
     log = TuningLog((record(small, 1, workload=workload), record(large, 64, workload=workload)))
     assert tuned(log, workload, "x86_64_v3").schedule == large
     assert tuned(NO_RECORDS, workload, "x86_64_v3").schedule == DEQUANT_RULE
+    spread = record(DequantSchedule(spread=False), 1, threads=2, workload=workload)
+    found = tuned(TuningLog((*log.records, spread)), workload, "x86_64_v3").schedule
+    assert found == replace(large, spread=False)
 
 
 def test_shipped_records_are_whole_and_final() -> None:

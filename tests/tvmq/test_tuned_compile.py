@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from schedules.schedule import LUT_RULE, TokenTile
+from schedules.tuned import shipped_log
 from schedules.tuning_log import Key, TuningRecord, append
 from schedules.workload import Workload
+from tvmq.kernels.logs import log_of
 
 pytestmark = pytest.mark.isa("x86_64_v2")
 TUNED = LUT_RULE.over(TokenTile(tokens=1, row_tiles=2, unroll=2, prefetch=1024))
@@ -60,6 +63,15 @@ def test_the_choice_is_shown_and_the_answers_stay(
     assert "by measurement" in tvmq("inspect", tuned).out
     assert (plain / "lib/x86_64_v2.so").read_bytes() != (tuned / "lib/x86_64_v2.so").read_bytes()
     assert (plain / "selftest.json").read_bytes() == (tuned / "selftest.json").read_bytes()
+
+
+def test_records_of_ones_own_come_before_shipped_ones(tmp_path: Path) -> None:
+    shipped = max(shipped_log().best(), key=lambda record: record.gain)
+    own = replace(shipped, us=2 * shipped.rule_us, cpu="another CPU")
+    append(tmp_path / "log.jsonl", [own])
+    workload, target, threads = own.key.workload, own.key.target, own.key.threads
+    assert log_of(tmp_path / "log.jsonl").choose(workload, target, threads).record == own
+    assert log_of(None).choose(workload, target, threads).record == shipped
 
 
 def test_a_bad_log_is_one_line_and_writes_nothing(tvmq: Any, tiny_model: Path, tmp_path: Path) -> None:
