@@ -12,7 +12,7 @@ from tvmq.errors import UsageError
 from tvmq.options import PlanOptions, Tables, TuneOptions
 
 from .options import with_plan_options
-from .ui import Json, Quiet, Threads, Ui, Verbose, facts_table
+from .ui import Json, Quiet, Ui, Verbose, facts_table
 
 if TYPE_CHECKING:
     from tvmq.kernels.tuner import TuneReport
@@ -21,6 +21,10 @@ Source = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or 
 Log = Annotated[Path, typer.Option("--output", "-o", help="Tuning log to write (.jsonl).")]
 Target = Annotated[str, typer.Option("--target", help="ISA level; host is the best that runs here.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=1, metavar="S", help="Seconds of one candidate.")]
+Threads = Annotated[
+    int,
+    typer.Option("--threads", "-t", min=1, help="Threads; compile uses records of 1, and 2 for spreading."),
+]
 INTERRUPTED = 130
 
 
