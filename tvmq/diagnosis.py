@@ -165,7 +165,7 @@ def _emulator(architecture: str, target: str) -> Check:
         return Check(name=name, status="ok", found="this machine")
     command = find_emulator(levels_of(architecture)[0])
     if command is None:
-        fix = "install qemu-user to run such code here"
+        fix = "install qemu-user and libc6-dev-arm64-cross (Debian's names)"
         return Check(name=name, status="optional", found="none (only tests use it)", fix=fix)
     return Check(name=name, status="ok", found=command[0])
 
