@@ -53,7 +53,7 @@ def test_json_has_the_keys_that_others_read(tvmq: Any) -> None:
         (["--bits", "2", "--target", "z80"], "unknown target 'z80'"),
         (["--bits", "2", "--m", "1000000000"], "m is 1000000000, expected 1 to 16777216"),
         (["--bits", "2", "--m", "16000000"], "takes more memory than 2 GiB"),
-        (["--bits", "2", "--threads", "100000"], "threads is 100000, expected 1 to 1024"),
+        (["--bits", "2", "--threads", "100000"], "threads is 100000, expected 1 to 256"),
         (["--bits", "two"], "Invalid value for '--bits'"),
     ],
 )

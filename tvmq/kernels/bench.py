@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmq.errors import UsageError
+from tvmq.loading import MAX_THREADS
 from tvmq.options import KernelBenchOptions, Progress, no_progress
 
 if TYPE_CHECKING:
@@ -148,9 +149,9 @@ def _names(options: KernelBenchOptions) -> dict[str, str]:
     """Kernels to time and their families."""
     if options.kernel is not None and options.kernel not in KERNELS:
         raise UsageError(f"unknown kernel {options.kernel!r}; known: {', '.join(KERNELS)}")
-    for what, value in (("threads", options.threads), ("rounds", options.rounds)):
-        if not 1 <= value <= 1024:
-            raise UsageError(f"{what} is {value}, expected 1 to 1024")
+    for what, value, most in (("threads", options.threads, MAX_THREADS), ("rounds", options.rounds, 1024)):
+        if not 1 <= value <= most:
+            raise UsageError(f"{what} is {value}, expected 1 to {most}")
     found, refusals = {}, []
     for name in [options.kernel] if options.kernel else KERNELS:
         op = name.removesuffix(TABLE)

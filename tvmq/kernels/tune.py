@@ -10,6 +10,7 @@ from schedules.tuning_log import TuningRecord
 from schedules.workload import Workload
 from targets import host_cpu
 from tvmq.errors import UsageError
+from tvmq.loading import MAX_THREADS
 from tvmq.options import Progress, TuneOptions, no_progress
 from tvmq.store import read_json
 
@@ -65,6 +66,8 @@ def tune(
     target = runnable_target(options.target)
     if min(options.trials, options.threads, *options.tokens) < 1 or options.time_budget < 0:
         raise UsageError("trials, threads and tokens must be at least 1, the time budget not negative")
+    if options.threads > MAX_THREADS:
+        raise UsageError(f"threads is {options.threads}, expected 1 to {MAX_THREADS}")
     if not 0 < options.timeout <= LONGEST_TIMEOUT:
         raise UsageError(f"the time-out is {options.timeout} s, expected at most {LONGEST_TIMEOUT:.0f}")
     records: list[TuningRecord] = []
