@@ -8,7 +8,9 @@ the rule's schedule gives, and is timed in turn with it.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ COLD_BYTES = 96 << 20
 MOST_COPIES = 1500
 """Copies of small weights, which then lie apart."""
 SLICE = 1e-3
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,8 @@ class Bench:
 
 def main() -> int:
     """Answer requests until there are no more."""
+    if sys.platform == "linux":  # a candidate that hangs must not outlive a tuner that is killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     target, threads = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what libraries print must not get between the answers
