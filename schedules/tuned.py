@@ -32,10 +32,13 @@ def tuned(log: TuningLog, workload: Workload, target: str) -> Tuned:
     """Puts the choices for all numbers of tokens together.
 
     The tile of one token is that of the bucket of one; the larger ones are those of the largest bucket that
-    has a record. Tiles are tuned for one thread; whether threads are worth it, for two.
+    has a record of its own, or else one of a near workload. Tiles are tuned for one thread; whether threads
+    are worth it, for two.
     """
     choices = {m: log.choose(replace(workload, m=m), target, 1) for m in M_BUCKETS}
     found = {m: choice for m, choice in choices.items() if choice.source != "rule"}
+    if any(choice.source == "tuned" for m, choice in found.items() if m > 1):
+        found = {m: choice for m, choice in found.items() if m == 1 or choice.source == "tuned"}
     if not found:
         return Tuned(schedule=rule(workload), choices={})
     largest = found[max(found)].schedule

@@ -43,6 +43,15 @@ def test_one_bucket_alone_changes_its_own_tile() -> None:
     assert found.schedule == SIX
 
 
+def test_own_records_come_before_near_ones_of_more_tokens() -> None:
+    near = replace(WORKLOAD, n=2048)
+    two = Schedule(tiles=(TokenTile(tokens=2), LUT_RULE.tiles[-1]))
+    found = tuned(TuningLog((record(SIX, 64), record(two, 256, workload=near))), WORKLOAD, "x86_64_v3")
+    assert (found.schedule, list(found.choices)) == (SIX, [64])
+    found = tuned(TuningLog((record(two, 256, workload=near),)), WORKLOAD, "x86_64_v3")
+    assert found.schedule == two
+
+
 def test_threads_are_decided_by_records_of_two() -> None:
     spread = record(replace(LUT_RULE, spread=True), 1, threads=2)
     log = TuningLog((record(LUT_RULE.over(ONE), 1), spread))
