@@ -98,13 +98,14 @@ int frame_output(const Frame *frame, size_t output, Value *value, Error *error) 
     return 0;
 }
 
-/* Makes the arena large enough; what it held is lost. */
+/* Makes the arena large enough; what it held is lost. It never shrinks: frames bound to its address rely on it. */
 static int reserve(Arena *arena, uint64_t bytes, Error *error) {
     if (bytes <= arena->bytes) return 0;
+    uint8_t *larger = bytes > SIZE_MAX / 2 ? NULL : pages_new((size_t)bytes);
+    if (!larger) return fail(error, TVMQ_RESOURCE, "no memory for %llu bytes", (unsigned long long)bytes);
     pages_free(arena->data, arena->bytes);
-    arena->data = bytes > SIZE_MAX / 2 ? NULL : pages_new((size_t)bytes);
-    arena->bytes = arena->data ? (size_t)bytes : 0;
-    return arena->data ? 0 : fail(error, TVMQ_RESOURCE, "no memory for %llu bytes", (unsigned long long)bytes);
+    *arena = (Arena){larger, (size_t)bytes};
+    return 0;
 }
 
 /* Begin of a pool behind the pools before it, and the product of its factors. */
