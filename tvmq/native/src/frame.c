@@ -6,6 +6,7 @@
 #include <string.h>
 
 enum { CPU = 1, KIND_TENSOR = 7 };
+#define MAX_ARENA ((uint64_t)1 << 50)
 
 int frame_open(Frame *frame, const tvmq_model *model, const Function *function, Error *error) {
     const size_t tensors = function->tensor_count, calls = function->call_count;
@@ -120,9 +121,9 @@ static int place_pools(const Frame *frame, PoolPlace *places, Arena *arena, Erro
         PoolPlace *place = &places[i];
         place->begin = total;
         if (!bytes_of(frame, &f->pools[i].factors, 1, &place->factor) ||
-            !multiply(f->pools[i].units, place->factor, &place->bytes) || place->bytes >= (uint64_t)1 << 50)
+            !multiply(f->pools[i].units, place->factor, &place->bytes) || place->bytes >= MAX_ARENA ||
+            (total += align_up((size_t)place->bytes)) > MAX_ARENA)
             return fail(error, TVMQ_INPUT, "%s: an input of an impossible size", f->name);
-        total += align_up((size_t)place->bytes);
     }
     return reserve(arena, total, error);
 }
