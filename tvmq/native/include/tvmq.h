@@ -82,7 +82,8 @@ const char *tvmq_message(const tvmq_session *session);
 int tvmq_set(tvmq_session *session, const char *option, double value);
 
 /* Calls token(user, sentence, id) for every output token: while greedy search runs, or when a sentence's beam
- * search has ended. A nonzero result stops the translation. NULL: no callback. */
+ * search has ended. A nonzero result stops the translation. NULL: no callback. The callback may call nothing with
+ * this session but tvmq_cancel. */
 void tvmq_stream(tvmq_session *session, int (*token)(void *user, size_t sentence, int32_t id), void *user);
 
 /* Translates count sentences together. ids: all their token ids, one sentence after the other, each with its

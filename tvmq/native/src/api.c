@@ -223,7 +223,6 @@ API int tvmq_translate(tvmq_session *session, const int32_t *ids, const size_t *
     threads_use(session->threads);
     int code = decoder_begin(session, ids, lengths, count, count * (size_t)o->beams, (size_t)steps);
     if (!code) code = search(session, count);
-    session->per_sentence = (size_t)o->n_best;
     threads_use(NULL);
     return code;
 }

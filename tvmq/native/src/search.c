@@ -276,6 +276,7 @@ int search(tvmq_session *session, size_t count) {
     free(session->hypotheses);
     session->hypotheses = calloc(count * (size_t)s.options.n_best, sizeof *session->hypotheses);
     session->sentence_count = session->output_count = 0;
+    session->per_sentence = (size_t)s.options.n_best;
     int code = TVMQ_RESOURCE;
     if (session->hypotheses && open_search(&s))
         code = s.options.beams == 1 ? greedy_search(&s) : beam_search(&s);
