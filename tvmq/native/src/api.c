@@ -75,7 +75,8 @@ API const char *tvmq_info(const tvmq_model *model, const char *key) {
         const char *mode = json_text(json_get(json, json->nodes, "mode"));
         return mode ? mode : "float";
     }
-    if (strncmp(key, "labels.", 7) || !key[7] || strlen(key) > 16) return NULL;
+    if (strncmp(key, "labels.", 7) || !key[7] || strlen(key) > 16 || key[7 + strspn(key + 7, "0123456789")])
+        return NULL;
     const JsonNode *label = json_first(json, json_get(json, json->nodes, "labels"));
     for (long i = atol(key + 7); i > 0 && label; i--) label = json_next(json, label);
     return json_text(label);
