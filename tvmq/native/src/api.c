@@ -173,7 +173,7 @@ static int check_options(tvmq_session *session) {
     if (model_count(session->model, "architecture", "max_target", INT_MAX, &limit, error) ||
         model_count(session->model, "architecture", "vocab", INT_MAX, &words, error))
         return error->code;
-    if (o->max_new_tokens >= (int64_t)limit)
+    if (o->max_new_tokens < 1 || o->max_new_tokens >= (int64_t)limit)
         return fail(error, TVMQ_USAGE, "max_new_tokens is %d, the model has positions for %d", o->max_new_tokens,
                     (int)limit - 1);
     if (o->beams > MAX_BEAMS || 2 * (int64_t)o->beams > (int64_t)words - 1)
