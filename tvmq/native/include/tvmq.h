@@ -67,7 +67,8 @@ const char *tvmq_info(const tvmq_model *model, const char *key);
  * and "generation", as "architecture.vocab" or "generation.eos_token_id". */
 double tvmq_number(const tvmq_model *model, const char *key, double otherwise);
 
-/* A session whose kernels run on the given number of threads (1 to 256). */
+/* A session whose kernels run on the given number of threads (1 to 256). After an error the session, NULL where
+ * there is no memory for one, is only good for tvmq_message and tvmq_close. */
 int tvmq_open(tvmq_model *model, int threads, tvmq_session **session);
 
 /* Frees a session and its results. NULL is allowed. */
