@@ -56,7 +56,7 @@ static int translation(tvmq_session *session, const Json *json) {
                 if (!(fabs((double)scores[j] - logp->number) <= TOLERANCE)) return failed(session);
                 same++;
             }
-    return same * 2 >= (known < WATCHED ? known : WATCHED) ? 0 : failed(session);
+    return same * 2 >= known ? 0 : failed(session);
 }
 
 /* Compares up to PLACES values, spread over the result, with the recorded ones. */
