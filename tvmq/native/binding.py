@@ -7,6 +7,7 @@ Needs neither TVM nor tvm_ffi; the arrays that come back are copies.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int32, c_size_t, c_uint32, c_void_p
 from functools import cache
@@ -68,7 +69,7 @@ class Session:
         self._model, self._session = c_void_p(), c_void_p()
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         code = self._library.tvmq_load(
-            str(artifact).encode(), isa.encode(), byref(self._model), message, _MESSAGE_BYTES
+            os.fsencode(artifact), isa.encode(), byref(self._model), message, _MESSAGE_BYTES
         )
         if code:
             raise _error(code, message.value)
