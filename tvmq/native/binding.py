@@ -97,7 +97,9 @@ class Session:
     ) -> NDArray[np.float32]:
         """Rows of ``embed``, ``classify`` or ``tag``, float32[rows, columns]."""
         tokens, lengths = _joined(ids)
-        kinds, _ = _joined(types)
+        kinds, counts = _joined(types)
+        if not np.array_equal(counts, lengths):
+            raise ValueError("every text has as many token types as ids")
         arguments = (tokens.ctypes.data, kinds.ctypes.data, lengths.ctypes.data, len(lengths))
         self._check(self._library.tvmq_encode(self._session, function.encode(), *arguments))
         rows, columns = c_size_t(), c_size_t()
