@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tvmq.errors import InputError, MissingToolError, TvmqError, UsageError, VerificationError
+from tvmq.errors import InputError, TvmqError, UsageError, VerificationError
 
 ABI_VERSION = 1
 _MESSAGE_BYTES = 512
-_ERRORS: dict[int, type[TvmqError]] = {2: UsageError, 3: InputError, 4: TvmqError, 5: VerificationError}
+_ERRORS: dict[int, type[TvmqError]] = {2: UsageError, 3: InputError, 5: VerificationError}
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tvmq_abi_version": (c_uint32, []),
     "tvmq_load": (c_int, [c_char_p, c_char_p, POINTER(c_void_p), c_char_p, c_size_t]),
@@ -129,7 +129,7 @@ class Session:
 
 
 def _error(code: int, message: bytes) -> TvmqError:
-    return _ERRORS.get(code, MissingToolError)(message.decode("utf-8", "replace"))
+    return _ERRORS.get(code, TvmqError)(message.decode("utf-8", "replace"))
 
 
 def _joined(lists: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.uintp]]:
