@@ -11,7 +11,7 @@
 
 #define API __attribute__((visibility("default")))
 
-enum { MAX_THREADS = 256, MAX_BEAMS = 1024, MAX_SENTENCES = 1 << 16, MAX_KEY = 128 };
+enum { MAX_BEAMS = 1024, MAX_SENTENCES = 1 << 16, MAX_KEY = 128 };
 
 API uint32_t tvmq_abi_version(void) { return TVMQ_ABI_VERSION; }
 

@@ -7,7 +7,7 @@
 
 #include "session.h"
 
-enum { MAX_LAYERS = 64, FIXED_INPUTS = 5 };
+enum { FIXED_INPUTS = 5 };
 
 static Value vector_of(int32_t *data, size_t count) {
     return (Value){.data = data, .bytes = count * sizeof *data, .shape = {1, {(Size)count}}};
