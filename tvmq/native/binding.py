@@ -7,6 +7,7 @@ Needs neither TVM nor tvm_ffi; the arrays that come back are copies.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int32, c_size_t, c_uint32, c_void_p
 from functools import cache
@@ -16,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tvmq.errors import InputError, MissingToolError, TvmqError, UsageError, VerificationError
+from tvmq.errors import InputError, TvmqError, UsageError, VerificationError
 
 ABI_VERSION = 1
 _MESSAGE_BYTES = 512
-_ERRORS: dict[int, type[TvmqError]] = {2: UsageError, 3: InputError, 4: TvmqError, 5: VerificationError}
+_ERRORS: dict[int, type[TvmqError]] = {2: UsageError, 3: InputError, 5: VerificationError}
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tvmq_abi_version": (c_uint32, []),
     "tvmq_load": (c_int, [c_char_p, c_char_p, POINTER(c_void_p), c_char_p, c_size_t]),
@@ -68,7 +69,7 @@ class Session:
         self._model, self._session = c_void_p(), c_void_p()
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         code = self._library.tvmq_load(
-            str(artifact).encode(), isa.encode(), byref(self._model), message, _MESSAGE_BYTES
+            os.fsencode(artifact), isa.encode(), byref(self._model), message, _MESSAGE_BYTES
         )
         if code:
             raise _error(code, message.value)
@@ -96,7 +97,9 @@ class Session:
     ) -> NDArray[np.float32]:
         """Rows of ``embed``, ``classify`` or ``tag``, float32[rows, columns]."""
         tokens, lengths = _joined(ids)
-        kinds, _ = _joined(types)
+        kinds, counts = _joined(types)
+        if not np.array_equal(counts, lengths):
+            raise ValueError("every text has as many token types as ids")
         arguments = (tokens.ctypes.data, kinds.ctypes.data, lengths.ctypes.data, len(lengths))
         self._check(self._library.tvmq_encode(self._session, function.encode(), *arguments))
         rows, columns = c_size_t(), c_size_t()
@@ -126,7 +129,7 @@ class Session:
 
 
 def _error(code: int, message: bytes) -> TvmqError:
-    return _ERRORS.get(code, MissingToolError)(message.decode("utf-8", "replace"))
+    return _ERRORS.get(code, TvmqError)(message.decode("utf-8", "replace"))
 
 
 def _joined(lists: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.uintp]]:

@@ -54,7 +54,7 @@ int main(int argc, char **argv) {
     code = tvmq_open(model, argc > 2 ? atoi(argv[2]) : 1, &session);
     if (!code && argc > 3) code = tvmq_set(session, "beams", atof(argv[3]));
     if (!code && argc > 4) code = tvmq_set(session, "max_new_tokens", atof(argv[4]));
-    tvmq_stream(session, print_token, NULL);
+    if (!code) tvmq_stream(session, print_token, NULL);
     for (int count; !code && (count = read_ids(ids)) >= 0;) {
         size_t length = (size_t)count;
         if (length) code = tvmq_translate(session, ids, &length, 1);

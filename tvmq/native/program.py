@@ -198,8 +198,6 @@ class _Reader:
         self._at += 1
         kernels = [self._word(words, 0) for words in self._all("kernel", 1)]
         weights = [self._named(words) for words in self._all("weight", 3, rest=True)]
-        if any(isinstance(s, Free) for w in weights for s in w.shape):
-            raise self._wrong("a weight of free size")
         functions: list[Function] = []
         while self._next()[0] == "function":
             functions.append(self._function(len(kernels), len(weights)))

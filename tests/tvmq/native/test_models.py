@@ -81,7 +81,8 @@ def test_every_level_gives_the_same(compiled: Callable[..., Path], both: Any, so
 
 ENCODERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("BertForSequenceClassification", {"num_attention_heads": 2}, {"mode": "block-int"}),
-    ("RobertaForTokenClassification", {}, {"preset": "3-bit"}),
+    # 8 x 31 logits: 15 * (247 / 15) is less than 247, the last place that the self-test compares
+    ("RobertaForTokenClassification", {"num_labels": 31}, {"preset": "3-bit"}),
 ]
 
 

@@ -67,7 +67,8 @@ const char *tvmq_info(const tvmq_model *model, const char *key);
  * and "generation", as "architecture.vocab" or "generation.eos_token_id". */
 double tvmq_number(const tvmq_model *model, const char *key, double otherwise);
 
-/* A session whose kernels run on the given number of threads (1 to 256). */
+/* A session whose kernels run on the given number of threads (1 to 256). After an error the session, NULL where
+ * there is no memory for one, is only good for tvmq_message and tvmq_close. */
 int tvmq_open(tvmq_model *model, int threads, tvmq_session **session);
 
 /* Frees a session and its results. NULL is allowed. */
@@ -82,7 +83,8 @@ const char *tvmq_message(const tvmq_session *session);
 int tvmq_set(tvmq_session *session, const char *option, double value);
 
 /* Calls token(user, sentence, id) for every output token: while greedy search runs, or when a sentence's beam
- * search has ended. A nonzero result stops the translation. NULL: no callback. */
+ * search has ended. A nonzero result stops the translation. NULL: no callback. The callback may call nothing with
+ * this session but tvmq_cancel. */
 void tvmq_stream(tvmq_session *session, int (*token)(void *user, size_t sentence, int32_t id), void *user);
 
 /* Translates count sentences together. ids: all their token ids, one sentence after the other, each with its

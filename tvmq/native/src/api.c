@@ -11,7 +11,7 @@
 
 #define API __attribute__((visibility("default")))
 
-enum { MAX_THREADS = 256, MAX_BEAMS = 1024, MAX_SENTENCES = 1 << 16, MAX_KEY = 128 };
+enum { MAX_BEAMS = 1024, MAX_SENTENCES = 1 << 16, MAX_KEY = 128 };
 
 API uint32_t tvmq_abi_version(void) { return TVMQ_ABI_VERSION; }
 
@@ -75,7 +75,8 @@ API const char *tvmq_info(const tvmq_model *model, const char *key) {
         const char *mode = json_text(json_get(json, json->nodes, "mode"));
         return mode ? mode : "float";
     }
-    if (strncmp(key, "labels.", 7) || !key[7] || strlen(key) > 16) return NULL;
+    if (strncmp(key, "labels.", 7) || !key[7] || strlen(key) > 16 || key[7 + strspn(key + 7, "0123456789")])
+        return NULL;
     const JsonNode *label = json_first(json, json_get(json, json->nodes, "labels"));
     for (long i = atol(key + 7); i > 0 && label; i--) label = json_next(json, label);
     return json_text(label);
@@ -172,7 +173,7 @@ static int check_options(tvmq_session *session) {
     if (model_count(session->model, "architecture", "max_target", INT_MAX, &limit, error) ||
         model_count(session->model, "architecture", "vocab", INT_MAX, &words, error))
         return error->code;
-    if (o->max_new_tokens >= (int64_t)limit)
+    if (o->max_new_tokens < 1 || o->max_new_tokens >= (int64_t)limit)
         return fail(error, TVMQ_USAGE, "max_new_tokens is %d, the model has positions for %d", o->max_new_tokens,
                     (int)limit - 1);
     if (o->beams > MAX_BEAMS || 2 * (int64_t)o->beams > (int64_t)words - 1)
@@ -223,7 +224,6 @@ API int tvmq_translate(tvmq_session *session, const int32_t *ids, const size_t *
     threads_use(session->threads);
     int code = decoder_begin(session, ids, lengths, count, count * (size_t)o->beams, (size_t)steps);
     if (!code) code = search(session, count);
-    session->per_sentence = (size_t)o->n_best;
     threads_use(NULL);
     return code;
 }

@@ -7,7 +7,7 @@
 
 #include "session.h"
 
-enum { MAX_LAYERS = 64, FIXED_INPUTS = 5 };
+enum { FIXED_INPUTS = 5 };
 
 static Value vector_of(int32_t *data, size_t count) {
     return (Value){.data = data, .bytes = count * sizeof *data, .shape = {1, {(Size)count}}};
@@ -22,12 +22,15 @@ int decoder_open(tvmq_session *session) {
         return error->code;
     d->layers = (size_t)layers, d->width = (size_t)width;
     d->memory_count = 2 * d->layers;
-    const Frame *encode = session_frame(session, "encode"), *greedy = session_frame(session, "greedy_1");
-    const Frame *beam = session_frame(session, "beam");
-    if (encode->function->input_count == 3 && encode->function->output_count == d->memory_count &&
-        greedy->function->input_count == FIXED_INPUTS + 4 * d->layers && greedy->function->output_count == 1 &&
-        beam->function->input_count == FIXED_INPUTS + 4 * d->layers + 1 && beam->function->output_count == 2)
-        return 0;
+    const Function *encode = session_frame(session, "encode")->function;
+    bool good = encode->input_count == 3 && encode->output_count == d->memory_count;
+    for (size_t i = 0; i < session->model->program.function_count; i++) { /* with the forms for a number of rows */
+        const Function *f = &session->model->program.functions[i];
+        const bool beam = !strncmp(f->name, "beam", 4), greedy = !strncmp(f->name, "greedy", 6);
+        if (beam || greedy)
+            good = good && f->input_count == FIXED_INPUTS + 4 * d->layers + beam && f->output_count == 1u + beam;
+    }
+    if (good) return 0;
     return fail(error, TVMQ_VERIFICATION, "%s: the program is none of this model (compile the model again)",
                 session->model->folder);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 enum { CPU = 1, KIND_TENSOR = 7 };
+#define MAX_ARENA ((uint64_t)1 << 50)
 
 int frame_open(Frame *frame, const tvmq_model *model, const Function *function, Error *error) {
     const size_t tensors = function->tensor_count, calls = function->call_count;
@@ -98,13 +99,14 @@ int frame_output(const Frame *frame, size_t output, Value *value, Error *error) 
     return 0;
 }
 
-/* Makes the arena large enough; what it held is lost. */
+/* Makes the arena large enough; what it held is lost. It never shrinks: frames bound to its address rely on it. */
 static int reserve(Arena *arena, uint64_t bytes, Error *error) {
     if (bytes <= arena->bytes) return 0;
+    uint8_t *larger = bytes > SIZE_MAX / 2 ? NULL : pages_new((size_t)bytes);
+    if (!larger) return fail(error, TVMQ_RESOURCE, "no memory for %llu bytes", (unsigned long long)bytes);
     pages_free(arena->data, arena->bytes);
-    arena->data = bytes > SIZE_MAX / 2 ? NULL : pages_new((size_t)bytes);
-    arena->bytes = arena->data ? (size_t)bytes : 0;
-    return arena->data ? 0 : fail(error, TVMQ_RESOURCE, "no memory for %llu bytes", (unsigned long long)bytes);
+    *arena = (Arena){larger, (size_t)bytes};
+    return 0;
 }
 
 /* Begin of a pool behind the pools before it, and the product of its factors. */
@@ -119,9 +121,9 @@ static int place_pools(const Frame *frame, PoolPlace *places, Arena *arena, Erro
         PoolPlace *place = &places[i];
         place->begin = total;
         if (!bytes_of(frame, &f->pools[i].factors, 1, &place->factor) ||
-            !multiply(f->pools[i].units, place->factor, &place->bytes) || place->bytes >= (uint64_t)1 << 50)
+            !multiply(f->pools[i].units, place->factor, &place->bytes) || place->bytes >= MAX_ARENA ||
+            (total += align_up((size_t)place->bytes)) > MAX_ARENA)
             return fail(error, TVMQ_INPUT, "%s: an input of an impossible size", f->name);
-        total += align_up((size_t)place->bytes);
     }
     return reserve(arena, total, error);
 }

@@ -25,7 +25,7 @@ typedef struct {
     bool open;
     int64_t *nodes;
     float *sums;
-    Ended *ended; /* room for 2 x beams */
+    Ended *ended; /* room for beams + 1 */
 } Beam;
 
 typedef struct {
@@ -241,7 +241,7 @@ static bool open_search(Search *s) {
     const size_t beams = (size_t)s->options.beams, rows = s->count * beams;
     int64_t *nodes = calloc(rows, sizeof *nodes);
     float *sums = calloc(rows, sizeof *sums);
-    Ended *ended = calloc(2 * rows + s->count, sizeof *ended);
+    Ended *ended = calloc(rows + s->count, sizeof *ended);
     s->beams = calloc(s->count, sizeof *s->beams);
     s->tokens = calloc(3 * rows, sizeof *s->tokens);
     s->sums = calloc(rows * (1 + 2 * beams), sizeof *s->sums);
@@ -256,7 +256,7 @@ static bool open_search(Search *s) {
     s->sentences = s->parents + rows;
     for (size_t b = 0; b < s->count; b++) {
         s->beams[b] = (Beam){.sentence = b, .open_count = 1, .open = true, .nodes = nodes + b * beams,
-                             .sums = sums + b * beams, .ended = ended + b * (2 * beams + 1)};
+                             .sums = sums + b * beams, .ended = ended + b * (beams + 1)};
         s->beams[b].nodes[0] = -1;
     }
     return true;
@@ -276,6 +276,7 @@ int search(tvmq_session *session, size_t count) {
     free(session->hypotheses);
     session->hypotheses = calloc(count * (size_t)s.options.n_best, sizeof *session->hypotheses);
     session->sentence_count = session->output_count = 0;
+    session->per_sentence = (size_t)s.options.n_best;
     int code = TVMQ_RESOURCE;
     if (session->hypotheses && open_search(&s))
         code = s.options.beams == 1 ? greedy_search(&s) : beam_search(&s);

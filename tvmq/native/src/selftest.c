@@ -56,7 +56,7 @@ static int translation(tvmq_session *session, const Json *json) {
                 if (!(fabs((double)scores[j] - logp->number) <= TOLERANCE)) return failed(session);
                 same++;
             }
-    return same * 2 >= (known < WATCHED ? known : WATCHED) ? 0 : failed(session);
+    return same * 2 >= known ? 0 : failed(session);
 }
 
 /* Compares up to PLACES values, spread over the result, with the recorded ones. */
@@ -69,7 +69,8 @@ static int compare_rows(tvmq_session *session, const Json *json, const JsonNode 
     for (const JsonNode *n = json_first(json, wanted); n; n = json_next(json, n))
         if (fabs(n->number) > largest) largest = fabs(n->number);
     for (const JsonNode *n = json_first(json, wanted); n; n = json_next(json, n), i++) {
-        const size_t at = places > 1 ? (size_t)((double)i * ((double)(items - 1) / (double)(places - 1))) : 0;
+        const size_t at = /* as np.linspace has it: the last place exactly, others rounded down */
+            i + 1 == places ? items - 1 : (size_t)((double)i * ((double)(items - 1) / (double)(places - 1)));
         if (!(fabs((double)found[at] - n->number) <= ENCODER_TOLERANCE * largest)) return failed(session);
     }
     return 0;

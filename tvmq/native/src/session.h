@@ -6,6 +6,8 @@
 #include "frame.h"
 #include "threads.h"
 
+enum { MAX_LAYERS = 64 }; /* of a decoder */
+
 /* How to search, as ../../search.py has it. */
 typedef struct {
     int beams, n_best, max_new_tokens, forced_length, eos, start, forced_eos; /* forced_eos: -1 for none */
@@ -32,7 +34,7 @@ typedef struct {
     Block ids, lines, caches, memory, scores;
     size_t cache_rows, cache_steps;
     size_t sentence_count, source_tokens;
-    Value memory_values[256];
+    Value memory_values[2 * MAX_LAYERS];
 } Decoder;
 
 struct tvmq_session {

@@ -7,7 +7,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-enum { SPINS = 4000, SPINS_BEFORE_YIELD = 1000, MAX_THREADS = 256 };
+enum { SPINS = 4000, SPINS_BEFORE_YIELD = 1000 };
 
 struct Threads {
     int count, started;

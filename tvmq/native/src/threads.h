@@ -5,6 +5,8 @@
 
 #include "common.h"
 
+enum { MAX_THREADS = 256 };
+
 typedef struct Threads Threads;
 
 typedef struct {
@@ -14,7 +16,7 @@ typedef struct {
 
 typedef int (*ParallelTask)(int task, ParallelGroup *group, void *closure);
 
-/* count - 1 threads beside the caller's; NULL for lack of resources. */
+/* count - 1 (up to MAX_THREADS - 1) threads beside the caller's; NULL for lack of resources. */
 Threads *threads_new(int count);
 void threads_free(Threads *threads);
 /* The threads that parallel loops of the calling thread use from now on; NULL: none but itself. */

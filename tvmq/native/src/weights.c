@@ -109,7 +109,8 @@ static int position_table(tvmq_model *model, const Named *wanted, const JsonNode
     if (!json_count(json_get(json, rule, "rows"), 1 << 20, &rows) ||
         !json_count(json_get(json, rule, "columns"), 1 << 16, &columns) || !multiply(rows, columns, &items) ||
         items > MAX_TABLE_ITEMS || model->has_positions || wanted->shape.count != 2 ||
-        wanted->shape.sizes[0] != (Size)rows || wanted->shape.sizes[1] != (Size)columns)
+        wanted->dtype.code != 2 || wanted->dtype.bits != 32 || wanted->shape.sizes[0] != (Size)rows ||
+        wanted->shape.sizes[1] != (Size)columns)
         return damaged(model, wanted->name, "is no table of positions", error);
     table->rows = pages_new(items * sizeof *table->rows);
     if (!table->rows || pthread_mutex_init(&table->lock, NULL))
