@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from .onnx_graph import CONTRIB, Precision, pack
-
 Run = Callable[[int], float]
 BLOCK = 128
 
@@ -66,6 +64,8 @@ def onnx_bits(weight: NDArray[np.float32], x: NDArray[np.float32], bits: int, th
     """MatMulNBits in blocks of 128 columns, accuracy level 4 (int8 activations)."""
     from onnx import TensorProto, helper, numpy_helper
 
+    from .onnx_graph import CONTRIB, Precision, pack
+
     n, k = weight.shape
     packed = pack(weight, Precision(bits=bits, block=BLOCK))
     node = helper.make_node(
@@ -94,6 +94,7 @@ def onnx_bits(weight: NDArray[np.float32], x: NDArray[np.float32], bits: int, th
 def onnx_int8(weight: NDArray[np.float32], x: NDArray[np.float32], threads: int) -> Run:
     """DynamicQuantizeLinear, MatMulInteger, scale: what its dynamic quantization makes of a linear."""
     from onnx import TensorProto, helper, numpy_helper
+
 
     n, k = weight.shape
     scale = np.float32(np.abs(weight).max() / 127)

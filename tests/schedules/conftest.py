@@ -102,9 +102,13 @@ class Guarded:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A compiled PrimFunc: ``run`` takes arrays and gives them back as they are afterwards."""
+    """A compiled PrimFunc: ``run`` takes arrays and gives them back as they are afterwards.
+
+    ``function`` is the loaded kernel itself, where it is one of this machine.
+    """
 
     run: Callable[[list[NDArray]], list[NDArray]]
+    function: Any = None
 
     def __call__(self, inputs: list[NDArray], *outputs: tuple[tuple[int, ...], DTypeLike]) -> list[NDArray]:
         """Runs on copies of ``inputs``; gives back the outputs, then the inputs as they are afterwards."""
@@ -219,10 +223,10 @@ def build(
         if foreign:
             library = folder / f"{sum(map(len, cache.values()))}.so"
             done.export_library(str(library), fcompile=linking(target))
-            run = emulator(target).load(library)
+            kernel = Kernel(emulator(target).load(library))
         else:
-            run = partial(run_here, done["kernel"])
-        known.append((function, Kernel(run)))
+            kernel = Kernel(partial(run_here, done["kernel"]), done["kernel"])
+        known.append((function, kernel))
         return known[-1][1]
 
     return compiled

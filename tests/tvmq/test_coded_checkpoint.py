@@ -337,8 +337,9 @@ def test_words_are_ordered_by_the_frequencies_that_were_given(tiny_model: Path, 
 def test_dry_run_writes_nothing(tvmq: Run, tiny_model: Path, coded: Path, tmp_path: Path) -> None:
     outcome = tvmq("quantize", tiny_model, "-o", tmp_path / "out", "--dry-run", "--json", "--bits", "2")
     assert json.loads(outcome.out) == api.describe_plan(tiny_model, PlanOptions(bits=2)).to_json()
-    stored = tvmq("compile", coded, "--dry-run", "--json")
-    assert json.loads(stored.out) == api.describe_plan(tiny_model, MIXED).to_json()
+    stored = json.loads(tvmq("compile", coded, "--dry-run", "--json").out)
+    assert stored.pop("schedules")
+    assert stored == api.describe_plan(tiny_model, MIXED).to_json()
     assert list(tmp_path.iterdir()) == []
 
 

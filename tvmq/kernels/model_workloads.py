@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits
+from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
 from schedules.describe import describe
 from schedules.lut_table import Tables
 from schedules.tuned import tuned
@@ -39,7 +39,7 @@ def plan_workloads(
         n, k = shapes[entry.tensor]
         if isinstance(entry, BlockBits) and entry.bits == FLOAT_BITS:
             products = [float_workload(n, k)]
-        elif plan.mode == "float":
+        elif not _is_integer(plan, entry):
             segments = kernel_segments(stored_segments(entry, n, k), k)
             products = [table_workload(segment, k, tables) for segment in segments]
         elif isinstance(entry, BlockBits):
@@ -48,6 +48,15 @@ def plan_workloads(
             products = []
         found |= dict.fromkeys(products)
     return [replace(workload, m=m) for workload in found for m in tokens]
+
+
+def _is_integer(plan: BitPlan, entry: BlockBits | WordBits) -> bool:
+    """Whether integer kernels compute with an entry: the body's, in mode block-int."""
+    if plan.mode == "float":
+        return False
+    from relay_passes.integer_body import HEAD  # imports TVM, which float plans do without
+
+    return entry.block != HEAD
 
 
 def _integer_workload(entry: BlockBits, n: int, k: int) -> Workload:
