@@ -41,7 +41,7 @@ demo: $(RUN_STAMP)
 	$(BIN)/python -m tvmq.demo
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart=0
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
