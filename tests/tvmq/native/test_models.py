@@ -133,6 +133,12 @@ def test_an_unknown_executor_is_refused(
         tvmq.load(compiled("3-bit", target="x86-64"))
 
 
+def anew(path: Path, data: bytes) -> None:
+    """Another file of that name: one that this process has mapped must not change under it."""
+    path.unlink()
+    path.write_bytes(data)
+
+
 def test_a_changed_library_is_refused(
     compiled: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,8 +153,8 @@ def test_a_changed_library_is_refused(
         path = artifact / name
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
-        path.write_bytes(data)
+        anew(path, data)
         with pytest.raises(VerificationError, match="contents differ"), closing(tvmq.load(artifact)):
             pass
         data[len(data) // 2] ^= 1
-        path.write_bytes(data)
+        anew(path, data)
