@@ -14,10 +14,8 @@ from dataclasses import astuple
 from functools import cache
 
 from .schedule import AnySchedule, Schedule
-from .tuning_log import Key, TuningRecord, distance
+from .tuning_log import FARTHEST, Key, TuningRecord, distance
 
-REACH = 4.0
-"""Workloads farther away than this say nothing."""
 UNKNOWN = 0.1
 """Weight of the rule's own speed."""
 
@@ -27,7 +25,7 @@ def ranked(
 ) -> list[AnySchedule]:
     """The schedules, most promising first; in their own order where nothing is known."""
     known = [(record, distance(key, record.key)) for record in records]
-    near = [(record, apart) for record, apart in known if apart <= REACH]
+    near = [(record, apart) for record, apart in known if apart <= FARTHEST]
     if not near:
         return list(schedules)
     return sorted(schedules, key=lambda schedule: -expected_gain(schedule, near))

@@ -27,6 +27,7 @@ from targets.spec import TargetSpec
 from tvmq import vm
 
 from .library import Product, compile_kernels, compile_timer
+from .runner import Outcome
 
 COLD_BYTES = 96 << 20
 """Weights that are used in turn for one token: more than a core's share of any last-level cache."""
@@ -43,16 +44,6 @@ class Request:
     workload: Workload
     schedule: dict[str, Any]
     rounds: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What became of it: ``status`` ok, wrong or error, and times in microseconds."""
-
-    status: str
-    us: float = 0.0
-    rule_us: float = 0.0
-    why: str = ""
 
 
 def schedule_of(workload: Workload, plain: dict[str, Any]) -> AnySchedule:
@@ -75,7 +66,7 @@ class Bench:
         self._rule: Product | None = None
         self._expected: dict[str, bytes] = {}
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request) -> Outcome:
         """Compiles, checks and times a candidate."""
         try:
             if request.workload != self._workload:
@@ -85,14 +76,14 @@ class Bench:
             schedule = schedule_of(request.workload, request.schedule)
             candidate, outputs = self._product(request.workload, schedule)
         except WrongResult as error:
-            return Answer(status="wrong", why=str(error))
+            return Outcome(status="wrong", why=str(error))
         except Exception as error:  # of TVM or LLVM, which have no common type
-            return Answer(status="error", why=f"{type(error).__name__}: {error}"[:300])
+            return Outcome(status="error", why=f"{type(error).__name__}: {error}"[:300])
         if outputs != self._expected:
-            return Answer(status="wrong", why="other bits than the rule's schedule gives")
+            return Outcome(status="wrong", why="other bits than the rule's schedule gives")
         assert self._rule is not None
         rule_us, us = self._times(self._rule, candidate, request.rounds, warm=request.workload.m > 1)
-        return Answer(status="ok", us=us, rule_us=rule_us)
+        return Outcome(status="ok", us=us, rule_us=rule_us)
 
     def _product(self, workload: Workload, schedule: AnySchedule | None) -> tuple[Product, dict[str, bytes]]:
         problem = make_problem(workload, self._target.kernel_isa, schedule)
