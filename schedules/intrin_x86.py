@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from targets.spec import vector_isa
 
 from .packing import BLOCK_ROWS, MU, STEP_COLUMNS, TILE_ROWS
-from .tir import T, as_type, intrinsic, isplat, load, put, scratch, shuffle, splat, store
+from .tir import T, as_type, isplat, load, pinned, put, scratch, shuffle, splat, store
 
 TILES = BLOCK_ROWS // TILE_ROWS
 GROUPS = STEP_COLUMNS // MU
@@ -212,7 +212,8 @@ class Avx2Sum:
             for h in range(2):
                 raw = load(keys, [*outer, tile + t, h * 32], 32)
                 sorted_lane = T.call_llvm_pure_intrin("uint8x32", "llvm.x86.avx2.pshuf.b", raw, order)
-                halves.append(T.Bind(_as_it_is(sorted_lane)))
+                # LLVM would undo the sort in the shuffles that follow.
+                halves.append(pinned(sorted_lane, "int32x8"))
         groups = []
         for low in (0, 2):
             lanes = [low, low + 8, low + 1, low + 9, low + 4, low + 12, low + 5, low + 13]
@@ -241,12 +242,6 @@ UNPACKED = tuple(
     for side in range(2)
 )
 """Lanes of vpunpcklbw and vpunpckhbw of two uint8x32."""
-
-
-def _as_it_is(value: Any) -> Any:
-    """int32x8 that LLVM does not look behind: it would undo a sort by bytes in the shuffles that follow."""
-    fence = intrinsic("float32x8", "llvm.arithmetic.fence", as_type(value, "float32x8"))
-    return as_type(fence, "int32x8")
 
 
 def _twice(buffer: Any, row: Any, group: Any) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import tvm
 import tvm.tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir
@@ -125,9 +126,11 @@ def times(a: Expr, b: Expr, lanes: int = LANES) -> Expr:
 
 
 def pinned(value: Expr, dtype: str) -> Expr:
-    """The same 16 bytes of ``dtype``, as something that LLVM sees no meaning in: a sum or a mask stays as it
-    was written. Emits no instruction."""
-    fenced = intrinsic("float32x4", "llvm.arithmetic.fence", as_type(value, "float32x4"))
+    """The same register of ``dtype``, as something that LLVM sees no meaning in: a sum, a mask or a sort of
+    bytes stays as it was written. Emits no instruction."""
+    whole = tvm.DataType(dtype)
+    floats = f"float32x{whole.bits * whole.lanes // 32}"
+    fenced = intrinsic(floats, "llvm.arithmetic.fence", as_type(value, floats))
     return T.Bind(as_type(fenced, dtype))
 
 

@@ -17,7 +17,7 @@ from schedules.workload import M_BUCKETS, Workload, m_bucket
 from targets import detect_host, get_target
 from tvmq import vm
 from tvmq.kernels.bench import bench_kernels
-from tvmq.kernels.library import Product, compile_kernels, compile_timer
+from tvmq.kernels.product import Product, compile_kernels, compile_timer
 from tvmq.options import KernelBenchOptions
 
 KEYS = {"kernel", "us_warm", "us_cold", "gbps_warm", "gbps_cold", "read_gbps", "fraction_of_read"}

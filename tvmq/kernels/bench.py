@@ -24,7 +24,7 @@ from tvmq.options import KernelBenchOptions, Progress, no_progress
 if TYPE_CHECKING:
     from targets.spec import TargetSpec
 
-    from .library import Product
+    from .product import Product
 
 MEMORY = 256 << 20
 """Bytes of weights that are used in turn: eight times the last-level cache of large servers' cores."""
@@ -107,7 +107,7 @@ def bench_kernels(options: KernelBenchOptions, progress: Progress = no_progress)
     """
     from tvmq import vm
 
-    from .library import compile_timer
+    from .product import compile_timer
 
     target, names = runnable_target(options.target), _names(options)
     vm.set_threads(options.threads)
@@ -231,7 +231,7 @@ def _timed(
     """One family's kernels, checked."""
     from schedules.problem import make_problem
 
-    from .library import Product, compile_kernels
+    from .product import Product, compile_kernels
 
     problem = make_problem(_workload(options, op), target.kernel_isa, seed=options.seed)
     library = folder / f"{op}.so"
@@ -260,7 +260,7 @@ def measure_limits(target: TargetSpec, threads: int, folder: Path, timer: Path) 
     from schedules.limits import READ_PARTS, peak_kernel, read_kernel
     from schedules.problem import Problem
 
-    from .library import Product, compile_kernels
+    from .product import Product, compile_kernels
 
     peak, macs = peak_kernel(target.kernel_isa, threads)
     shape = (READ_PARTS, MEMORY // READ_PARTS // LINE, LINE)

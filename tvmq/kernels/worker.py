@@ -26,7 +26,7 @@ from targets import get_target
 from targets.spec import TargetSpec
 from tvmq import vm
 
-from .library import Product, compile_kernels, compile_timer
+from .product import Product, compile_kernels, compile_timer
 from .runner import Outcome
 
 COLD_BYTES = 96 << 20
