@@ -105,6 +105,11 @@ DEQUANT_RULE = DequantSchedule()
 AnySchedule = Schedule | DequantSchedule
 
 
+def schedule_type(op: str) -> type[Schedule] | type[DequantSchedule]:
+    """The type of a kernel family's schedules."""
+    return DequantSchedule if op == "dequant" else Schedule
+
+
 def rule(workload: Workload) -> AnySchedule:
     """The schedule of a workload where nothing was measured."""
     match workload.op:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .schedule import AnySchedule, DequantSchedule, Schedule, rule
+from .schedule import AnySchedule, DequantSchedule, Schedule, rule, schedule_type
 from .workload import M_BUCKETS, Op, Workload, m_bucket
 
 KERNEL_VERSION = 1
@@ -101,7 +101,7 @@ class TuningRecord:
     version: int = RECORD_VERSION
 
     def __post_init__(self) -> None:
-        fits = isinstance(self.schedule, DequantSchedule) == (self.key.op == "dequant")
+        fits = isinstance(self.schedule, schedule_type(self.key.op))
         times = all(math.isfinite(us) and us >= 0 for us in (self.us, self.rule_us))
         if not fits or not times or (self.status == "ok" and not (self.us and self.rule_us)):
             raise ValueError("a record whose parts do not fit")
@@ -227,7 +227,7 @@ def decode(line: bytes) -> TuningRecord:
 
 def _record(facts: dict[str, Any], text: bytes) -> TuningRecord:
     try:
-        kind = DequantSchedule if facts["key"]["op"] == "dequant" else Schedule
+        kind = schedule_type(facts["key"]["op"])
         schedule = msgspec.convert(facts["schedule"], kind)
         record = TuningRecord(
             key=msgspec.convert(facts["key"], Key),

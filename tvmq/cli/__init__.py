@@ -32,9 +32,8 @@ from .reports import bench, doctor, inspect, targets, verify
 from .retrain import retrain
 from .translate import translate
 from .tune import tune
-from .ui import Ui
+from .ui import INTERRUPTED, Ui
 
-INTERRUPTED = 130
 BUG = 1
 
 app = typer.Typer(

@@ -12,7 +12,7 @@ from tvmq.errors import UsageError
 from tvmq.options import PlanOptions, Tables, TuneOptions
 
 from .options import with_plan_options
-from .ui import Json, Quiet, Ui, Verbose, facts_table
+from .ui import INTERRUPTED, Json, Quiet, Ui, Verbose, facts_table
 
 if TYPE_CHECKING:
     from tvmq.kernels.tuner import TuneReport
@@ -25,8 +25,6 @@ Threads = Annotated[
     int,
     typer.Option("--threads", "-t", min=1, help="Threads; compile uses records of 1, and 2 for spreading."),
 ]
-INTERRUPTED = 130
-
 
 @with_plan_options
 def tune(

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from schedules.problem import WrongResult, make_problem
-from schedules.schedule import AnySchedule, DequantSchedule, Schedule
+from schedules.schedule import AnySchedule, schedule_type
 from schedules.workload import Workload
 from targets import get_target
 from targets.spec import TargetSpec
@@ -48,9 +48,8 @@ class Request:
 
 def schedule_of(workload: Workload, plain: dict[str, Any]) -> AnySchedule:
     """A schedule from plain data; ValueError where it is none."""
-    kind = DequantSchedule if workload.op == "dequant" else Schedule
     try:
-        return msgspec.convert(plain, kind)
+        return msgspec.convert(plain, schedule_type(workload.op))
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
 
