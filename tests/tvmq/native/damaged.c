@@ -42,7 +42,7 @@ static void bind(const Program *program) {
         const Function *function = &program->functions[f];
         Error error = {0};
         Frame frame;
-        Arena arena = {0};
+        Block arena = {0};
         Value *values = calloc(function->input_count + function->output_count + 1, sizeof *values);
         for (size_t i = 0; i < function->input_count; i++) {
             const Shape *shape = &function->inputs[i].shape;
@@ -57,7 +57,7 @@ static void bind(const Program *program) {
             good = !frame_output(&frame, i, &outputs[i], &error);
         if (good && !frame_bind(&frame, &model, values, outputs, &arena, &error)) frame_run(&frame, &model, &error);
         frame_close(&frame);
-        pages_free(arena.data, arena.bytes);
+        block_free(&arena);
         free(values);
     }
     free(kernels), free(weights);

@@ -15,20 +15,6 @@ enum { MAX_BEAMS = 1024, MAX_SENTENCES = 1 << 16, MAX_KEY = 128 };
 
 API uint32_t tvmq_abi_version(void) { return TVMQ_ABI_VERSION; }
 
-int block_reserve(Block *block, size_t bytes, Error *error) {
-    if (block->data && bytes <= block->bytes) return 0;
-    block_free(block);
-    block->data = pages_new(bytes);
-    if (!block->data) return fail(error, TVMQ_RESOURCE, "no memory for %zu bytes", bytes);
-    block->bytes = bytes;
-    return 0;
-}
-
-void block_free(Block *block) {
-    pages_free(block->data, block->bytes);
-    *block = (Block){0};
-}
-
 Frame *session_frame(tvmq_session *session, const char *name) {
     const Function *function = program_function(&session->model->program, name);
     return function ? &session->frames[function - session->model->program.functions] : NULL;
@@ -135,7 +121,7 @@ API void tvmq_close(tvmq_session *session) {
     threads_free(session->threads);
     decoder_close(&session->decoder);
     block_free(&session->inputs), block_free(&session->result);
-    pages_free(session->arena.data, session->arena.bytes);
+    block_free(&session->arena);
     free(session->frames), free(session->hypotheses), free(session->output);
     release(session->model);
     free(session);

@@ -80,6 +80,25 @@ void pages_free(void *pages, size_t bytes) {
     if (pages) munmap(pages, bytes ? bytes : 1);
 }
 
+int block_reserve(Block *block, uint64_t bytes, Error *error) {
+    if (block->data && bytes <= block->bytes) return 0;
+    uint8_t *larger = bytes > SIZE_MAX / 2 ? NULL : pages_new((size_t)bytes);
+    if (!larger) return fail(error, TVMQ_RESOURCE, "no memory for %llu bytes", (unsigned long long)bytes);
+    block_free(block);
+    *block = (Block){larger, (size_t)bytes};
+    return 0;
+}
+
+void block_free(Block *block) {
+    pages_free(block->data, block->bytes);
+    *block = (Block){0};
+}
+
+void *aligned_new(size_t bytes) {
+    void *memory = NULL;
+    return posix_memalign(&memory, ALIGNMENT, bytes ? bytes : 1) ? NULL : memory;
+}
+
 bool grow(void **items, size_t *room, size_t count, size_t item_bytes) {
     if (count < *room) return true;
     size_t wanted = *room ? *room * 2 : 16;

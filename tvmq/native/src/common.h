@@ -36,6 +36,20 @@ int file_size(const char *folder, const char *name, uint64_t *size, Error *error
 void *pages_new(size_t bytes);
 void pages_free(void *pages, size_t bytes);
 
+/* Memory that grows and keeps its place until it does. */
+typedef struct {
+    uint8_t *data;
+    size_t bytes;
+} Block;
+
+/* At least bytes of memory; old contents are lost when it grows, and stay when it cannot: something may still
+ * point into them. */
+int block_reserve(Block *block, uint64_t bytes, Error *error);
+void block_free(Block *block);
+
+/* Memory on a 64-byte boundary, for free(); NULL when there is none left. */
+void *aligned_new(size_t bytes);
+
 /* A growing array of zeroed items: room for one more, or false. */
 bool grow(void **items, size_t *room, size_t count, size_t item_bytes);
 

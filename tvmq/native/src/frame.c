@@ -99,22 +99,12 @@ int frame_output(const Frame *frame, size_t output, Value *value, Error *error) 
     return 0;
 }
 
-/* Makes the arena large enough; what it held is lost. It never shrinks: frames bound to its address rely on it. */
-static int reserve(Arena *arena, uint64_t bytes, Error *error) {
-    if (bytes <= arena->bytes) return 0;
-    uint8_t *larger = bytes > SIZE_MAX / 2 ? NULL : pages_new((size_t)bytes);
-    if (!larger) return fail(error, TVMQ_RESOURCE, "no memory for %llu bytes", (unsigned long long)bytes);
-    pages_free(arena->data, arena->bytes);
-    *arena = (Arena){larger, (size_t)bytes};
-    return 0;
-}
-
 /* Begin of a pool behind the pools before it, and the product of its factors. */
 typedef struct {
     uint64_t begin, bytes, factor;
 } PoolPlace;
 
-static int place_pools(const Frame *frame, PoolPlace *places, Arena *arena, Error *error) {
+static int place_pools(const Frame *frame, PoolPlace *places, Block *arena, Error *error) {
     const Function *f = frame->function;
     uint64_t total = 0;
     for (size_t i = 0; i < f->pool_count; i++) {
@@ -125,7 +115,7 @@ static int place_pools(const Frame *frame, PoolPlace *places, Arena *arena, Erro
             (total += align_up((size_t)place->bytes)) > MAX_ARENA)
             return fail(error, TVMQ_INPUT, "%s: an input of an impossible size", f->name);
     }
-    return reserve(arena, total, error);
+    return block_reserve(arena, total, error);
 }
 
 /* Where a tensor lies, and how many bytes there are for it. */
@@ -167,7 +157,7 @@ static int bind_tensors(Frame *frame, const tvmq_model *model, const Value *inpu
     return 0;
 }
 
-int frame_bind(Frame *frame, const tvmq_model *model, const Value *inputs, const Value *outputs, Arena *arena,
+int frame_bind(Frame *frame, const tvmq_model *model, const Value *inputs, const Value *outputs, Block *arena,
                Error *error) {
     const Function *f = frame->function;
     Value *bound = frame->bound;

@@ -13,12 +13,6 @@ typedef struct {
     Shape shape;
 } Value;
 
-/* Scratch memory of a session; every function uses it from its beginning. */
-typedef struct {
-    uint8_t *data;
-    size_t bytes;
-} Arena;
-
 typedef struct {
     const Function *function;
     int64_t *extents;
@@ -39,7 +33,7 @@ int frame_measure(Frame *frame, const Value *inputs, Error *error);
 /* Shape and bytes of an output, after frame_measure. */
 int frame_output(const Frame *frame, size_t output, Value *value, Error *error);
 /* Binds everything; costs nothing when all is as it was bound last. */
-int frame_bind(Frame *frame, const tvmq_model *model, const Value *inputs, const Value *outputs, Arena *arena,
+int frame_bind(Frame *frame, const tvmq_model *model, const Value *inputs, const Value *outputs, Block *arena,
                Error *error);
 /* Calls the kernels in order. */
 int frame_run(const Frame *frame, const tvmq_model *model, Error *error);

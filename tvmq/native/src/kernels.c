@@ -14,8 +14,7 @@
 
 static void *allocate_workspace(int device, int id, uint64_t bytes, int code, int bits) {
     (void)device, (void)id, (void)code, (void)bits;
-    void *memory = NULL;
-    return posix_memalign(&memory, ALIGNMENT, bytes ? (size_t)bytes : 1) ? NULL : memory;
+    return aligned_new((size_t)bytes);
 }
 
 static int free_workspace(int device, int id, void *memory) {

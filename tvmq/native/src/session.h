@@ -15,12 +15,6 @@ typedef struct {
     bool early_stopping;
 } SearchOptions;
 
-/* Memory that grows and keeps its place until it does. */
-typedef struct {
-    uint8_t *data;
-    size_t bytes;
-} Block;
-
 typedef struct {
     size_t first, count; /* tokens of Session.tokens */
     float score;
@@ -42,7 +36,7 @@ struct tvmq_session {
     Threads *threads;
     Error error;
     Frame *frames; /* one for each function of the program */
-    Arena arena;
+    Block arena; /* scratch memory; never shrinks, since frames stay bound to its address */
     SearchOptions options;
     Decoder decoder;
     Block inputs, result;
@@ -54,10 +48,6 @@ struct tvmq_session {
     int (*on_token)(void *user, size_t sentence, int32_t id);
     void *user;
 };
-
-/* At least bytes of memory; old contents are lost when it grows. */
-int block_reserve(Block *block, size_t bytes, Error *error);
-void block_free(Block *block);
 
 /* The frame of a function, or NULL. */
 Frame *session_frame(tvmq_session *session, const char *name);

@@ -63,11 +63,6 @@ static float widened(uint16_t half) {
     return value;
 }
 
-static void *aligned_new(size_t bytes) {
-    void *memory = NULL;
-    return posix_memalign(&memory, ALIGNMENT, bytes ? bytes : 1) ? NULL : memory;
-}
-
 /* Biases and norms may be stored in half precision; kernels take them in single. */
 static int widen(Weight *weight, const Stored *stored, Error *error) {
     size_t count = stored->bytes / 2;
