@@ -106,6 +106,11 @@ class LowerBlockInt:
         return _Integers(flat, self).run()
 
 
+def dequant_workload(spec: DequantSpec) -> Workload:
+    """An integer product for the tuning log, for one token."""
+    return Workload.of("dequant", spec.n, spec.k, 1, spec.bits, spec.k // spec.groups)
+
+
 def matrix_spec(entry: BlockBits, n: int, k: int, *, bias: bool, relu: bool = False) -> DequantSpec:
     """The product of a planned matrix; ValueError where its groups do not fit its activations."""
     if entry.bits == FLOAT_BITS:
@@ -212,8 +217,7 @@ class _Integers(Lowering):
         return Wide(y, exponents, activation=gelu_form(name))
 
     def _schedule(self, spec: DequantSpec) -> DequantSchedule:
-        workload = Workload.of("dequant", spec.n, spec.k, 1, spec.bits, spec.k // spec.groups)
-        found = tuned(self._options.log, workload, self._options.target.name).schedule
+        found = tuned(self._options.log, dequant_workload(spec), self._options.target.name).schedule
         assert isinstance(found, DequantSchedule)
         return found
 

@@ -60,10 +60,9 @@ def _is_integer(plan: BitPlan, entry: BlockBits | WordBits) -> bool:
 
 
 def _integer_workload(entry: BlockBits, n: int, k: int) -> Workload:
-    from relay_passes.lower_block_int import matrix_spec
+    from relay_passes.lower_block_int import dequant_workload, matrix_spec
 
-    spec = matrix_spec(entry, n, k, bias=False)
-    return Workload.of("dequant", n, k, 1, spec.bits, k // spec.groups)
+    return dequant_workload(matrix_spec(entry, n, k, bias=False))
 
 
 def product_shapes(infos: Sequence[TensorInfo]) -> dict[str, tuple[int, int]]:
