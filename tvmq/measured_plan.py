@@ -209,7 +209,7 @@ class _Run:
             frequencies=self.frequencies,
             fixed=self.fixed,
             words=options.words,
-            timing=_timing(options, self.tensors, found),
+            timing=_timing(options, self.tensors, found, coding),
         )
 
 
@@ -271,9 +271,7 @@ def _calibration(model: Path, options: AllocationOptions, scratch: Path, progres
     samples = _read(model, given, counted)
     path = options.save_calibration or scratch / "calibration.safetensors"
     few, fisher = samples[:CALIBRATION_SENTENCES], options.by == "fisher"
-    made = calibrate(
-        model, few, fisher=fisher, counted=samples, jobs=options.jobs, progress=progress
-    )
+    made = calibrate(model, few, fisher=fisher, counted=samples, jobs=options.jobs, progress=progress)
     made.write(path)
     return path
 
@@ -295,8 +293,10 @@ def _read(model: Path, text: Path, limit: int) -> Samples:
     return reader(model, text, limit=limit)
 
 
-def _timing(options: AllocationOptions, tensors: Sequence[TensorInfo], found: Sensitivities) -> Timing:
-    return timing_of(tensors, found.tokens / found.sentences, options.times)
+def _timing(
+    options: AllocationOptions, tensors: Sequence[TensorInfo], found: Sensitivities, coding: Coding
+) -> Timing:
+    return timing_of(tensors, found.tokens / found.sentences, coding, options.times)
 
 
 def _budget(options: AllocationOptions, tensors: Sequence[TensorInfo], other_bytes: int) -> Budget:

@@ -123,7 +123,7 @@ class AllocationOptions:
         bits: mean bits per weight, counting scales, offsets and word orders.
         size_mb: all parameters in megabytes (10^6 bytes), FP32 biases and norms included.
         ms: milliseconds per output token that reading the matrices may take.
-        times: measured times by block and width; None goes by memory bandwidth.
+        times: measured times by block and width, or a tuning log (.jsonl); None goes by memory bandwidth.
         by: ``kl`` measures with every unit quantized, ``fisher`` estimates by gradients of ``calibration``.
         text: sentence pairs to measure on.
         sentences: how many of them, and of ``bleu``.
@@ -183,7 +183,7 @@ class ReportOptions:
         sensitivities: a measurement of ``tvmq plan``; adds expected losses and the Pareto curve.
         calibration: a calibration.safetensors, for its word counts.
         frequencies: a token_freq.tsv instead of the one in the model folder.
-        times: measured times by block and width, for a curve over milliseconds.
+        times: measured times by block and width, or a tuning log (.jsonl), for a curve over milliseconds.
         measured: rows of measured losses or scores, as JSON.
         bleu: scores by block of ``tvmq plan --save-bleu``.
         figures: folder for the figures as SVG and PNG files.
@@ -293,8 +293,9 @@ class TuneOptions:
         plan: bits of a model folder's tensors.
         tables: table kernels to tune, as ``CompileOptions.tables``.
         tokens: numbers of tokens to tune a model's products for; each stands for its bucket.
+        widths: bits to tune every matrix of a model for, instead of its plan's; empty is the plan's.
         target: ISA level; ``host`` is the best that runs here.
-        trials: candidates of each workload.
+        trials: candidates of each workload; 0 only times the rule's schedule.
         time_budget: seconds in all; 0 is no limit.
         timeout: seconds that one candidate may take.
         threads: threads of the kernels.
@@ -304,6 +305,7 @@ class TuneOptions:
     plan: PlanOptions = field(default_factory=PlanOptions)
     tables: Tables = "int8"
     tokens: tuple[int, ...] = (1, 64)
+    widths: tuple[int, ...] = ()
     target: str = "host"
     trials: int = 24
     time_budget: float = 0.0

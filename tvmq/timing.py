@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many milliseconds per token a stored matrix takes: by memory bandwidth, or from measured times.
 
+Measured times come from a file of milliseconds by block, or from a tuning log, product by product.
+
 A decoder's matrix and the output table are read once per token; an encoder's once per sentence, so that its
 share of a token falls with the length of the output. Where nothing is decoded tokens are those of the texts,
 matrices are read once per text and tables a row per token.
@@ -18,6 +20,8 @@ import numpy as np
 
 from .errors import InputError
 from .families.family import TensorInfo, decodes
+from .product_times import LOG_SUFFIX, log_times, once_per_sentence
+from .sensitivity_table import Coding
 from .store import read_json_object
 from .word_bits import Clusters
 
@@ -26,8 +30,6 @@ BANDWIDTH = 10e9
 """Bytes per second that one core streams; the unit of the default model, not a promise."""
 SENTENCE_TOKENS = 24.0
 """Output tokens of a sentence, unless the samples say."""
-ENCODER = "Enc"
-"""Blocks whose names begin so run once per sentence."""
 TABLES = "Emb"
 """The block that encoders only look up rows of."""
 
@@ -37,9 +39,9 @@ class Timing:
     """A model of time that is linear in bytes, or in rows at each width.
 
     Attributes:
-        bandwidth: bytes per second, for blocks without measured times.
+        bandwidth: bytes per second, for tensors without measured times.
         sentence_tokens: output tokens per sentence, or tokens per text of an encoder.
-        measured: block -> bits -> milliseconds per token and weight; other widths lie on the line between
+        measured: tensor -> bits -> milliseconds per token and weight; other widths lie on the line between
             their neighbours.
         decodes: the model has a decoder.
     """
@@ -51,39 +53,42 @@ class Timing:
 
     def ms(self, info: TensorInfo, clusters: Clusters, size: int) -> float:
         """Milliseconds per token of ``info`` stored as ``clusters`` in ``size`` bytes."""
-        if info.block not in self.measured:
+        if info.name not in self.measured:
             return size / self.bandwidth * 1e3 * self._reads(info)
-        times = sorted(self.measured[info.block].items())
+        times = sorted(self.measured[info.name].items())
         bits, values = [bits for bits, _ in times], [value for _, value in times]
         return sum(rows * info.shape[1] * float(np.interp(width, bits, values)) for rows, width in clusters)
 
     def _reads(self, info: TensorInfo) -> float:
         """How often a matrix is read for each token."""
         if self.decodes:
-            return 1 / self.sentence_tokens if info.block.startswith(ENCODER) else 1.0
+            return 1 / self.sentence_tokens if once_per_sentence(info) else 1.0
         return 1 / (info.shape[0] if info.block == TABLES else self.sentence_tokens)
 
 
-def timing_of(tensors: Sequence[TensorInfo], sentence_tokens: float, times: Path | None = None) -> Timing:
+def timing_of(
+    tensors: Sequence[TensorInfo], sentence_tokens: float, coding: Coding, times: Path | None = None
+) -> Timing:
     """The timing of a model with these matrices.
 
     Args:
         tensors: all of them.
         sentence_tokens: see ``Timing``.
-        times: a file for ``read_times``; None goes by memory bandwidth.
+        coding: how they are stored.
+        times: a tuning log (``.jsonl``), or a file for ``read_times``; None goes by memory bandwidth.
 
     Raises:
         InputError: the file cannot be used.
     """
+    plain = Timing(sentence_tokens=sentence_tokens, decodes=decodes(tensors))
     if times is None:
-        return Timing(sentence_tokens=sentence_tokens, decodes=decodes(tensors))
-    weights: dict[str, int] = {}
-    for info in tensors:
-        weights[info.block] = weights.get(info.block, 0) + math.prod(info.shape)
-    return replace(read_times(times, weights, sentence_tokens), decodes=decodes(tensors))
+        return plain
+    if times.suffix == LOG_SUFFIX:
+        return replace(plain, measured=log_times(times, tensors, sentence_tokens, coding))
+    return replace(plain, measured=read_times(times, tensors))
 
 
-def read_times(path: Path, weights: Mapping[str, int], sentence_tokens: float) -> Timing:
+def read_times(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, dict[int, float]]:
     """Measured times: a JSON object ``{"Dec_ffn": {"2": 0.41, "3": 0.6}, ...}``.
 
     Each number is milliseconds per token of the whole block at that width. Blocks that are missing
@@ -91,21 +96,27 @@ def read_times(path: Path, weights: Mapping[str, int], sentence_tokens: float) -
 
     Args:
         path: the file.
-        weights: number of weights of each block.
-        sentence_tokens: output tokens per sentence.
+        tensors: all matrices of the model.
+
+    Returns:
+        tensor -> bits -> milliseconds per token and weight.
 
     Raises:
         InputError: not such a file, or a block that the model does not have.
     """
+    weights: dict[str, int] = {}
+    for info in tensors:
+        weights[info.block] = weights.get(info.block, 0) + math.prod(info.shape)
     measured: dict[str, dict[int, float]] = {}
     for block, times in read_json_object(path, MAX_BYTES).items():
         if block not in weights:
             known = ", ".join(weights)
             raise InputError(f"{path}: the model has no block {json.dumps(block)}, only {known}")
-        measured[block] = {
+        per_weight = {
             bits: value / weights[block] for bits, value in _times(f"{path}: {block}", times).items()
         }
-    return Timing(sentence_tokens=sentence_tokens, measured=measured)
+        measured |= {info.name: per_weight for info in tensors if info.block == block}
+    return measured
 
 
 def _times(where: str, times: object) -> dict[int, float]:

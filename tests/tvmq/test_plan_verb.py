@@ -14,8 +14,8 @@ from relay_passes.bit_plan import BitPlan, decode_plan
 from tvmq.block_scores import BlockScores
 from tvmq.errors import InputError
 from tvmq.families.family import TensorInfo
-from tvmq.sensitivity_table import Sensitivities
-from tvmq.timing import Timing, read_times
+from tvmq.sensitivity_table import Coding, Sensitivities
+from tvmq.timing import Timing, read_times, timing_of
 
 Verb = Callable[..., Any]
 PAIRS = "ein kleiner Test\ta small test\nnoch ein Satz\tone more sentence\ndas war es\tthat was it\n"
@@ -202,8 +202,8 @@ def test_default_times_go_by_bytes_and_reads() -> None:
 def test_measured_times(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
     path.write_text('{"Dec_ffn": {"1": 1.0, "3": 2.0}}')
-    timing = read_times(path, {"Dec_ffn": 64 * 64, "Emb": 10}, 20)
     info = TensorInfo(name="t", block="Dec_ffn", shape=(64, 64), is_embedding=False)
+    timing = timing_of([info], 20, Coding(), path)
     for clusters, ms in ((((64, 1),), 1.0), (((64, 2),), 1.5), (((32, 3), (32, 1)), 1.5), (((64, 4),), 2.0)):
         assert timing.ms(info, clusters, 1) == pytest.approx(ms)
 
@@ -222,5 +222,5 @@ def test_bad_times(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "times.json"
     path.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
-        read_times(path, {"Dec_ffn": 1}, 20)
+        read_times(path, [TensorInfo(name="t", block="Dec_ffn", shape=(1, 1), is_embedding=False)])
     assert "times.json" in str(caught.value)

@@ -73,7 +73,10 @@ SaveCalibration = Annotated[
 Bits = Annotated[float | None, typer.Option("--bits", help="Mean bits per weight, scales and all.")]
 SizeMb = Annotated[float | None, typer.Option("--size-mb", help="Megabytes of all parameters.")]
 Ms = Annotated[float | None, typer.Option("--ms", help="Milliseconds per token in the matrices.")]
-Times = Annotated[Path | None, typer.Option("--times", help="JSON: ms per token by block and width.")]
+Times = Annotated[
+    Path | None,
+    typer.Option("--times", help="Tuning log (.jsonl), or JSON: ms per token by block and width."),
+]
 Words = Annotated[
     Literal["optimum", "algorithm1"], typer.Option("--words", help="How the words of an embedding are cut.")
 ]

@@ -26,7 +26,10 @@ SensitivityFile = Annotated[
 Calibration = Annotated[
     Path | None, typer.Option("--calibration", help="A calibration.safetensors, for its word counts.")
 ]
-Times = Annotated[Path | None, typer.Option("--times", help="JSON: ms per token by block and width.")]
+Times = Annotated[
+    Path | None,
+    typer.Option("--times", help="Tuning log (.jsonl), or JSON: ms per token by block and width."),
+]
 MeasuredFile = Annotated[
     Path | None, typer.Option("--measured", help="JSON: rows of name, size_mb and loss or bleu.")
 ]

@@ -26,6 +26,7 @@ Threads = Annotated[
     typer.Option("--threads", "-t", min=1, help="Threads; compile uses records of 1, and 2 for spreading."),
 ]
 
+
 @with_plan_options
 def tune(
     source: Source,
@@ -36,8 +37,14 @@ def tune(
     tokens: Annotated[
         str, typer.Option("--tokens", metavar="COUNTS", help="Tokens to tune for, comma-separated.")
     ] = "1,64",
+    widths: Annotated[
+        str | None,
+        typer.Option("--widths", metavar="BITS", help="Tune every matrix at these bits, such as 1,2,3,4."),
+    ] = None,
     target: Target = "host",
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Candidates of each product.")] = 24,
+    trials: Annotated[
+        int, typer.Option("--trials", min=0, help="Candidates of each product; 0: times only.")
+    ] = 24,
     time_budget: Annotated[
         float, typer.Option("--time-budget", min=0, metavar="S", help="Seconds in all; 0 is no limit.")
     ] = 0.0,
@@ -55,7 +62,8 @@ def tune(
     options = TuneOptions(
         plan=plan,
         tables=tables,
-        tokens=_counts(tokens),
+        tokens=_counts("--tokens", tokens),
+        widths=() if widths is None else _counts("--widths", widths),
         target=target,
         trials=trials,
         time_budget=time_budget,
@@ -72,10 +80,10 @@ def tune(
         raise typer.Exit(INTERRUPTED)
 
 
-def _counts(text: str) -> tuple[int, ...]:
+def _counts(option: str, text: str) -> tuple[int, ...]:
     words = text.split(",")
     if not all(word.isascii() and word.isdigit() and 0 < len(word) < 8 and int(word) for word in words):
-        raise UsageError(f"--tokens {text}: expected numbers, such as 1,64")
+        raise UsageError(f"{option} {text}: expected numbers, such as 1,4")
     return tuple(int(word) for word in words)
 
 

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from schedules.tuning_log import TuningRecord
-from schedules.workload import Workload
+from schedules.workload import MOST_BITS, Workload
 from targets import host_cpu
 from tvmq.errors import UsageError
 from tvmq.loading import MAX_THREADS
-from tvmq.options import Progress, TuneOptions, no_progress
+from tvmq.options import PlanOptions, Progress, TuneOptions, no_progress
 from tvmq.store import read_json
 
 from .bench import runnable_target
@@ -32,11 +33,20 @@ def workloads_of(source: Path, options: TuneOptions) -> list[Workload]:
     from tvmq.families import get_family
     from tvmq.model_plan import plan_model
 
-    plan = plan_model(source, options.plan).plan
     checkpoint = Checkpoint.open(source)
     family = get_family(checkpoint.config)
-    tensors = family.tensors(family.read_config(checkpoint.config))
-    return plan_workloads(plan, product_shapes(tensors), options.tables, options.tokens)
+    shapes = product_shapes(family.tensors(family.read_config(checkpoint.config)))
+    found: dict[Workload, None] = {}
+    for plan in _plans(options):
+        planned = plan_model(source, plan).plan
+        found |= dict.fromkeys(plan_workloads(planned, shapes, options.tables, options.tokens))
+    return list(found)
+
+
+def _plans(options: TuneOptions) -> list[PlanOptions]:
+    """The plan as it is, or with one width for everything, each in turn."""
+    own = options.plan
+    return [replace(own, overrides=(*own.overrides, ("*", bits))) for bits in options.widths] or [own]
 
 
 def tune(
@@ -64,8 +74,10 @@ def tune(
         MissingToolError: no C compiler.
     """
     target = runnable_target(options.target)
-    if min(options.trials, options.threads, *options.tokens) < 1 or options.time_budget < 0:
-        raise UsageError("trials, threads and tokens must be at least 1, the time budget not negative")
+    if min(options.threads, *options.tokens) < 1 or min(options.trials, options.time_budget) < 0:
+        raise UsageError("threads and tokens must be at least 1, trials and the time budget not negative")
+    if not all(1 <= bits <= MOST_BITS for bits in options.widths):
+        raise UsageError(f"widths are 1 to {MOST_BITS} bits")
     if options.threads > MAX_THREADS:
         raise UsageError(f"threads is {options.threads}, expected 1 to {MAX_THREADS}")
     if not 0 < options.timeout <= LONGEST_TIMEOUT:

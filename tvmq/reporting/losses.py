@@ -249,4 +249,4 @@ def _counts(
 def _timing(tensors: Sequence[TensorInfo], sensitivities: Sensitivities, times: Path | None) -> Timing:
     if sensitivities.sentences < 1 or sensitivities.tokens < 1:
         raise InputError("the sensitivities were measured on no sentences; measure again")
-    return timing_of(tensors, sensitivities.tokens / sensitivities.sentences, times)
+    return timing_of(tensors, sensitivities.tokens / sensitivities.sentences, sensitivities.coding, times)
