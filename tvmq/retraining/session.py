@@ -28,6 +28,7 @@ from tvmq.samples import read_samples
 from tvmq.store import sha256_file
 
 from .development import Development
+from .heap import keep_freed_memory
 from .loop import Evaluation, train
 from .options import RetrainOptions
 from .weights import StudentWeights
@@ -144,6 +145,8 @@ def retrain_model(
     if options.method == "pnr" and not options.period:
         raise UsageError("pnr needs the steps between two projections: give --period, such as 500")
     device = pick_device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)

@@ -71,9 +71,7 @@ def test_the_loss_falls(tiny_model: Path, tmp_path: Path, text: Path, method: Me
 
 
 @pytest.mark.parametrize("method", ["scales", "ste", "pnr"])
-def test_outliers_are_trained_and_kept(
-    tiny_model: Path, tmp_path: Path, text: Path, method: Method
-) -> None:
+def test_outliers_are_trained_and_kept(tiny_model: Path, tmp_path: Path, text: Path, method: Method) -> None:
     options = replace(OPTIONS, method=method, period=4)
     report = run(tiny_model, tmp_path / "out", text, options, outliers=2.0)
     plan = PlanOptions(preset=MIX, outliers=2.0)
