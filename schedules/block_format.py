@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from .level_packing import TILE_COLUMNS, padded_columns
 from .lut_table import tree_reduce
 from .rounding_shift import psrav, rounding_half, shift_round, vector_shift_round
-from .tir import LANES, T, as_type, isplat, leading_zeros, load, put, scratch, shuffle, splat, store
+from .tir import LANES, T, as_type, isplat, leading_zeros, load, put, scratch, settle, shuffle, splat, store
 
 MANTISSA_BITS = 7
 """Bits of a mantissa beside its sign, at most."""
@@ -151,10 +151,10 @@ def emit_bit_length(value: Any) -> Any:
 
 def emit_down_shift(peak: Any, bits: int = MANTISSA_BITS) -> Any:
     """The shift that brings int32 ``peak`` >= 0 below 2**bits, rounding included."""
-    shift = T.Bind(T.max(emit_bit_length(peak) - bits, T.int32(0)))
+    shift = settle(T.max(emit_bit_length(peak) - bits, T.int32(0)))
     half = T.shift_right(T.shift_left(T.int32(1), shift), T.int32(1))
     rounded = T.shift_right(peak + half, shift)
-    return T.Bind(shift + T.Cast("int32", rounded >= 1 << bits))
+    return settle(shift + T.Cast("int32", rounded >= 1 << bits))
 
 
 def emit_quantize_row(
@@ -236,7 +236,7 @@ def emit_peak(source: Any, first: Any, vectors: int) -> Any:
     with T.serial(0, vectors) as v:
         value = T.Bind(source(first + v * LANES))
         store(peak, (0,), T.max(load(peak, (0,), LANES), magnitude(value)), LANES)
-    return T.Bind(tree_reduce(load(peak, (0,), LANES), LANES, T.max))
+    return settle(tree_reduce(load(peak, (0,), LANES), LANES, T.max))
 
 
 def magnitude(value: Any) -> Any:

@@ -34,7 +34,7 @@ from .rounding_shift import (
     shift_round,
     vector_shift_round,
 )
-from .tir import LANES, KernelBuilder, T, body, isplat, leading_zeros, load, scratch, splat, store
+from .tir import LANES, KernelBuilder, T, body, isplat, leading_zeros, load, scratch, settle, splat, store
 
 SUM_BITS = 22
 """Bits of each summand of h."""
@@ -256,7 +256,7 @@ class _Row:
             for g in range(1, self._residual.groups):
                 largest = T.max(largest, x_exponents[t, g])
             top = T.max(top, largest + self._constants[_TOP_CHANNEL] + 7)
-        common = T.Bind(top - SUM_BITS)
+        common = settle(top - SUM_BITS)
         moved = move_by(T.Bind(common - own))
         self._begin()
         if residual is not None:
@@ -303,7 +303,7 @@ class _Row:
     def _sum(self) -> Any:
         """The int64 sum of h."""
         lanes = load(self._total, (0,), LANES) if self._width > NARROW else self._of_kept(0)
-        return T.Bind(tree_reduce(T.Bind(T.Cast("int64x16", lanes)), LANES, _plus))
+        return settle(tree_reduce(T.Bind(T.Cast("int64x16", lanes)), LANES, _plus))
 
     def _of_kept(self, place: int) -> Any:
         return load(self._kept, (place, 0), LANES)
@@ -311,11 +311,11 @@ class _Row:
     def normalise(self, common: Any, gamma: Any, beta: Any) -> None:
         """gamma * normalised + beta into ``row``, from h."""
         mean = T.floordiv(self._sum() * 2 + self._width, T.int64(2 * self._width))
-        mean = T.Bind(T.Cast("int32", mean))
-        low = T.Bind(tree_reduce(self._of_kept(1), LANES, T.min))
-        high = T.Bind(tree_reduce(self._of_kept(2), LANES, T.max))
+        mean = settle(T.Cast("int32", mean))
+        low = settle(tree_reduce(self._of_kept(1), LANES, T.min))
+        high = settle(tree_reduce(self._of_kept(2), LANES, T.max))
         peak = T.Bind(T.max(high - mean, mean - low))
-        down = T.Bind(T.max(emit_bit_length(peak) - CENTERED_BITS, T.int32(0)))
+        down = settle(T.max(emit_bit_length(peak) - CENTERED_BITS, T.int32(0)))
         squares = self._centre(mean, down)
         root, shift = self._root(squares, T.Bind(common + down))
         wide_root, wide = T.Bind(splat(root)), T.Bind(splat(shift))
@@ -344,7 +344,7 @@ class _Row:
                 store(self._row, (c,), z, LANES)
                 total = total + z * z
             store(lanes, (0,), load(lanes, (0,), LANES) + T.Cast("int64x16", T.Bind(total)), LANES)
-        return T.Bind(tree_reduce(load(lanes, (0,), LANES), LANES, _plus))
+        return settle(tree_reduce(load(lanes, (0,), LANES), LANES, _plus))
 
     def _root(self, squares: Any, exponent: Any) -> tuple[Any, Any]:
         """1 / sqrt of the variance in Q15, int32, and the shift that brings z times it to Q10."""
@@ -354,12 +354,12 @@ class _Row:
         up = T.Cast("int64", T.max(T.min(shift, T.int32(40)), T.int32(0)))
         down = T.Cast("int64", T.max(T.min(T.int32(0) - shift, T.int32(63)), T.int32(0)))
         added = T.Select(shift >= 0, T.shift_left(epsilon, up), T.shift_right(epsilon, down))
-        variance = T.Bind(T.max(variance + added, T.int64(1)))
+        variance = settle(T.max(variance + added, T.int64(1)))
         bits = T.int64(64) - leading_zeros(variance, "int64")
-        even = T.Bind(T.bitwise_and(T.int64(32) - bits, T.int64(-2)))
+        even = settle(T.bitwise_and(T.int64(32) - bits, T.int64(-2)))
         up, down = T.max(even, T.int64(0)), T.max(T.int64(0) - even, T.int64(0))
-        n = T.Bind(T.Select(even >= 0, T.shift_left(variance, up), T.shift_right(variance, down)))
-        root = T.Bind(T.Cast("int32", T.shift_right(emit_rsqrt(self._table, n), T.int64(9))))
+        n = settle(T.Select(even >= 0, T.shift_left(variance, up), T.shift_right(variance, down)))
+        root = settle(T.Cast("int32", T.shift_right(emit_rsqrt(self._table, n), T.int64(9))))
         return root, T.Bind(T.Cast("int32", T.int64(16) - T.shift_right(even, T.int64(1))))
 
 

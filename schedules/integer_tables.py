@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .tir import LANES, T, as_type, isplat, splat
+from .tir import LANES, T, as_type, isplat, settle, splat
 
 SEGMENTS = 64
 HALF_TABLE = SEGMENTS // 2
@@ -138,7 +138,7 @@ def emit_rsqrt(table: Any, n: Any) -> Any:
     """int64 scalar n in [2**30, 2**32), read as Q32, to 1 / sqrt(n) in Q24."""
     r: Any = T.Cast("int64", table[T.shift_right(n, T.int64(26)) - _RSQRT_FIRST])
     for _ in range(2):
-        r = T.Bind(r)
+        r = settle(r)
         square = T.shift_right(r * r, T.int64(RSQRT_BITS))
         rest = T.int64(3 << RSQRT_BITS) - T.shift_right(square * n, T.int64(32))
         r = T.shift_right(r * rest, T.int64(RSQRT_BITS + 1))

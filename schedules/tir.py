@@ -89,6 +89,18 @@ def put(buffer: Buffer, indices: Sequence[Expr], value: Expr) -> None:
     T.buffer_store(buffer, value, list(indices))
 
 
+def settle(value: Expr) -> Expr:
+    """``T.Bind`` of a scalar that later expressions see as a leaf.
+
+    TVM's passes replace a bound variable by what it stands for wherever they analyse it: a chain of variables
+    that each use the one before several times takes seconds to compile. Memory stops that, and LLVM keeps
+    the value in a register all the same.
+    """
+    buffer = scratch((1,), str(value.ty.dtype))
+    put(buffer, (0,), value)
+    return T.Bind(buffer[0])
+
+
 def prefetch(buffer: Buffer, indices: Sequence[Expr]) -> None:
     """Asks for the cache line of an element that is read soon; beyond the end of memory it does nothing."""
     read, near, data = T.int32(0), T.int32(3), T.int32(1)
