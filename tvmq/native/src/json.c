@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_DEPTH = 32 };
+enum { MAX_DEPTH = 32, MAX_NODES = 1 << 19 };
 
 typedef struct {
     Json *json;
@@ -28,7 +28,7 @@ static bool take(Reader *r, const char *word) {
 
 static JsonNode *add_node(Reader *r, uint32_t *place) {
     Json *json = r->json;
-    if (json->count >= UINT32_MAX || !grow((void **)&json->nodes, &json->room, json->count, sizeof *json->nodes))
+    if (json->count >= MAX_NODES || !grow((void **)&json->nodes, &json->room, json->count, sizeof *json->nodes))
         return NULL;
     *place = (uint32_t)json->count++;
     return &json->nodes[*place];
