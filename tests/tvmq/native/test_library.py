@@ -9,12 +9,12 @@ import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tvmq
-from targets import detect_host, get_target
-from tvmq.build import require_linker
+from targets import detect_host
 from tvmq.native import library
 from tvmq.native.binding import ABI_VERSION
 
@@ -27,24 +27,6 @@ FILES = sorted([*(p for f in (library.FOLDER, HERE) for p in f.rglob("*.[ch]"))]
 @pytest.fixture(scope="module")
 def artifact(compiled: Callable[..., Path]) -> Path:
     return compiled("3-bit", isa_levels=(detect_host()[0],))
-
-
-def build(output: Path, *words: object) -> None:
-    compiler = require_linker(get_target(detect_host()[0])).command
-    done = subprocess.run(
-        [*compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", *map(str, words), "-o", str(output)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode and "-fsanitize" in str(words) and re.search(r"cannot find|unsupported", done.stderr):
-        pytest.skip("the C compiler has no such sanitizer")
-    assert done.returncode == 0, done.stderr
-
-
-def build_instrumented(output: Path, sanitizer: str, source: str) -> None:
-    include = f"-I{library.FOLDER / 'include'}"
-    inside = f"-I{library.FOLDER / 'src'}"
-    build(output, "-g", "-O1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", include, inside,
-          *library.sources(), HERE / source, "-lm", "-lpthread", "-ldl")  # fmt: skip
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -72,10 +54,12 @@ def test_the_header_is_cplusplus_too(artifact: Path) -> None:
     subprocess.run([*command, str(artifact / library.HEADER)], check=True)
 
 
-def test_the_example_translates(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_translates(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build_c: Any
+) -> None:
     program, folder = tmp_path / "example", artifact / "lib"
-    include, example = artifact / "include", library.FOLDER / "example.c"
-    build(program, "-Wpedantic", example, "-I", include, "-L", folder, "-ltvmq", f"-Wl,-rpath,{folder}")
+    place = ("-Wpedantic", f"-L{folder}", "-ltvmq", f"-Wl,-rpath,{folder}")
+    build_c(program, library.FOLDER / "example.c", *place, files=())
     monkeypatch.setenv("TVMQ_EXECUTOR", "vm")
     with closing(tvmq.load(artifact)) as translator:
         for threads, beams in ((1, 1), (2, 4)):
@@ -93,9 +77,9 @@ def test_the_example_translates(artifact: Path, tmp_path: Path, monkeypatch: pyt
     assert "not an artifact (no manifest.json)" in missing.stderr
 
 
-def test_sessions_do_not_disturb_each_other(artifact: Path, tmp_path: Path) -> None:
+def test_sessions_do_not_disturb_each_other(artifact: Path, tmp_path: Path, build_c: Any) -> None:
     program = tmp_path / "sessions"
-    build_instrumented(program, "thread", "sessions.c")
+    build_c(program, "sessions.c", "-O1", sanitizer="thread")
     done = subprocess.run(
         [program, artifact, "4", "4", "2"], input=TEXT, capture_output=True, text=True, check=False
     )
@@ -107,13 +91,13 @@ def test_sessions_do_not_disturb_each_other(artifact: Path, tmp_path: Path) -> N
 ARTIFACTS, PARSES = 2000, 1500
 
 
-def test_damage_is_refused_and_never_crashes(artifact: Path, tmp_path: Path) -> None:
+def test_damage_is_refused_and_never_crashes(artifact: Path, tmp_path: Path, build_c: Any) -> None:
     """One file damaged, its hash left wrong or made right; and the program's parser alone."""
     program, copy = tmp_path / "damaged", tmp_path / "copy"
-    build_instrumented(program, "address,undefined", "damaged.c")
+    build_c(program, "damaged.c", "-O1", sanitizer="address,undefined")
     shutil.copytree(artifact, copy)
     words = [str(ARTIFACTS), str(PARSES), str(artifact), str(copy)]
-    done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, *words], capture_output=True, text=True, check=False, errors="replace")
     assert done.returncode == 0, done.stderr[-4000:]
     found = [line.split(" ", 3) for line in done.stdout.splitlines()]
     assert len(found) == ARTIFACTS

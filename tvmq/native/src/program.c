@@ -203,7 +203,7 @@ static bool function(Reader *r, Program *p) {
 
 static bool parse(Reader *r, Program *p) {
     const char *version = line_of(r, "tvmq-program") ? cut(r, '\n') : NULL;
-    if (!version || strcmp(version, "1")) return wrong(r, "its first line is not tvmq-program 1");
+    if (!version || strcmp(version, "1")) return r->line = 1, wrong(r, "its first line is not tvmq-program 1");
     while (line_of(r, "kernel")) {
         const char **kernel = ADD(p, kernels, kernel_count, 0);
         if (!kernel || !word(r, kernel)) return wrong(r, "no memory");
