@@ -102,7 +102,7 @@ def preferred_executor() -> Executor:
 
 
 def _pick_executor(artifact: Artifact) -> Executor:
-    """The native runtime where the artifact holds one and this system loads it, unless the VM is asked for."""
+    """The native runtime where the artifact holds one that loads here, unless the VM is asked for."""
     from .native.models import has_runtime, loads
 
     asked, preferred = os.environ.get(EXECUTOR, ""), preferred_executor()

@@ -54,27 +54,27 @@ def open_library(path: Path, sha256: str) -> Any:
 
     Raises:
         VerificationError: the bytes have another hash, or are a library of another version.
-        NotLoadableError: the system refuses them (another C library, no code from files that are not installed).
+        NotLoadableError: the system refuses them (another C library, no code from such files).
     """
     if sha256 not in _LOADED:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise VerificationError(
-                f"{path}: contents differ (sha256) (compile or copy the artifact again)"
-            )
+            raise VerificationError(f"{path}: contents differ (sha256) (compile or copy the artifact again)")
         _LOADED[sha256] = _declare(path, _load(path, data))
     return _LOADED[sha256]
 
 
 def _load(path: Path, data: bytes) -> Any:
-    """The hashed bytes from memory, where nobody changes them; from the file where there is no such memory."""
+    """The hashed bytes from memory, where nobody changes them; where there is none, from the file."""
     try:
         handle = os.memfd_create("libtvmq", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         with os.fdopen(os.dup(handle), "wb") as memory:
             memory.write(data)
         seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(handle, fcntl.F_ADD_SEALS, seals)
-        return ctypes.CDLL(f"/proc/self/fd/{handle}")  # the descriptor stays: its number is the library's name
+        return ctypes.CDLL(
+            f"/proc/self/fd/{handle}"
+        )  # the descriptor stays: its number is the library's name
     except (OSError, AttributeError):
         pass
     try:
@@ -89,7 +89,9 @@ def _declare(path: Path, library: Any) -> Any:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except AttributeError as error:
-        raise VerificationError(f"{path}: is no runtime of tvmq ({error}; compile the model again)") from error
+        raise VerificationError(
+            f"{path}: is no runtime of tvmq ({error}; compile the model again)"
+        ) from error
     found = library.tvmq_abi_version()
     if found != ABI_VERSION:
         raise VerificationError(
@@ -154,7 +156,7 @@ class Session:
             self.close()
 
     def _translate(self, ids: NDArray[np.int32], lengths: NDArray[np.uintp]) -> int:
-        """The code of ``tvmq_translate``; Ctrl-C, which Python sees between its own instructions only, cancels it."""
+        """The code of ``tvmq_translate``. Ctrl-C, which Python sees in its own code only, cancels it."""
         codes: list[int] = []
 
         def run() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``build_c``: programs over the native runtime's sources, and ``seal``: artifacts with any contents, rightly hashed."""
+"""``build_c``: programs over the native runtime's sources; ``seal``: any contents, with right hashes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ def build_c() -> Callable[..., None]:
     """
 
     def build(
-        output: Path, source: str | Path, *words: str, sanitizer: str = "", files: Iterable[Path] | None = None
+        output: Path,
+        source: str | Path,
+        *words: str,
+        sanitizer: str = "",
+        files: Iterable[Path] | None = None,
     ) -> None:
         compiler = require_linker(get_target(detect_host()[0])).command
         flags = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-g"] if sanitizer else []

@@ -52,7 +52,14 @@ def test_the_loader_never_crashes(fuzzer: Path, compiled: Callable[..., Path], t
     environment = os.environ | {"TVMQ_FUZZ_ARTIFACT": str(artifact), "TVMQ_FUZZ_FOLDER": str(copy)}
     subprocess.run([fuzzer, "corpus", corpus], check=True, env=environment)
     assert sorted(path.name for path in corpus.iterdir()) == ["0", "1", "2", "3"]
-    options = (f"-runs={RUNS}", "-seed=1", "-rss_limit_mb=0", "-malloc_limit_mb=256", "-timeout=20", "-max_len=65536")
+    options = (
+        f"-runs={RUNS}",
+        "-seed=1",
+        "-rss_limit_mb=0",
+        "-malloc_limit_mb=256",
+        "-timeout=20",
+        "-max_len=65536",
+    )
     done = subprocess.run(
         [fuzzer, corpus, *options], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
     )

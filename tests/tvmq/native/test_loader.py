@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loader refuses although every hash is right, what it loads where a system lacks something, and its memory."""
+"""What the loader refuses although every hash is right, what it loads on poorer systems, and its memory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def name_of(artifact: Path, kind: str) -> str:
 
 def segments(library: bytes) -> list[int]:
     """Offsets of the program headers that are loaded (64-bit ELF)."""
-    first, size, count = (struct.unpack_from(f, library, o)[0] for f, o in (("<Q", 32), ("<H", 54), ("<H", 56)))
+    first, size, count = (
+        struct.unpack_from(f, library, o)[0] for f, o in (("<Q", 32), ("<H", 54), ("<H", 56))
+    )
     places = [first + i * size for i in range(count)]
     return [place for place in places if struct.unpack_from("<I", library, place)[0] == 1]
 
@@ -98,16 +100,27 @@ MANIFESTS: dict[str, tuple[Callable[[Any], object], str]] = {
     "vocab": (lambda m: m["architecture"].update(vocab=321), "the manifest's vocab is not the program's"),
     "width": (lambda m: m["architecture"].update(d_model=65), "the manifest's d_model is not the program's"),
     "layers": (lambda m: m["architecture"].update(decoder_layers=3), "the program is none of this model"),
-    "source": (lambda m: m["architecture"].update(max_source=4096), "the manifest's max_source is not the program's"),
-    "target": (lambda m: m["architecture"].update(max_target=4096), "the manifest's max_target is not the program's"),
-    "end": (lambda m: m["generation"].update(eos_token_id=320), "the manifest's eos_token_id is not the program's"),
+    "source": (
+        lambda m: m["architecture"].update(max_source=4096),
+        "the manifest's max_source is not the program's",
+    ),
+    "target": (
+        lambda m: m["architecture"].update(max_target=4096),
+        "the manifest's max_target is not the program's",
+    ),
+    "end": (
+        lambda m: m["generation"].update(eos_token_id=320),
+        "the manifest's eos_token_id is not the program's",
+    ),
     "start": (
         lambda m: m["generation"].update(decoder_start_token_id=320),
         "the manifest's decoder_start_token_id is not the program's",
     ),
     "text": (lambda m: m["architecture"].update(vocab="320"), "the manifest's vocab is no number"),
     "positions": (
-        lambda m: [rule.update(rows=1 << 20) for rule in m["weights"]["generated"].values() if "rows" in rule],
+        lambda m: [
+            rule.update(rows=1 << 20) for rule in m["weights"]["generated"].values() if "rows" in rule
+        ],
         "is no table of positions",
     ),
 }
@@ -172,7 +185,11 @@ def _length(artifact: Path, seal: Seal) -> None:
 def _shape(artifact: Path, seal: Seal) -> None:
     data = (artifact / "weights.safetensors").read_bytes()
     assert data.count(b'"shape":[64]') > 0
-    seal(artifact, "weights.safetensors", data.replace(b'"shape":[64]', b'"shape":[9e]').replace(b"9e", b"99", 1))
+    seal(
+        artifact,
+        "weights.safetensors",
+        data.replace(b'"shape":[64]', b'"shape":[9e]').replace(b"9e", b"99", 1),
+    )
 
 
 def _tensors(artifact: Path, seal: Seal) -> None:
@@ -189,7 +206,9 @@ def _functions(artifact: Path, seal: Seal) -> None:
 def _pools(artifact: Path, seal: Seal) -> None:
     data = (artifact / name_of(artifact, "program")).read_bytes()
     big = b"\npool 2147483648 2147483648x2147483648"
-    lines = [big if line.startswith(b"\npool") else line for line in data.replace(b"\n", b"\0\n").split(b"\0")]
+    lines = [
+        big if line.startswith(b"\npool") else line for line in data.replace(b"\n", b"\0\n").split(b"\0")
+    ]
     seal(artifact, name_of(artifact, "program"), b"".join(lines))
 
 
@@ -216,9 +235,13 @@ def test_lying_headers_take_no_memory(probe: Path, artifact: Path, seal: Seal, l
     assert message
 
 
-@pytest.mark.parametrize("words", [("-Ddlopen=probe_dlopen",), ("-Ddlopen=probe_dlopen", "-Dmemfd_create=probe_memory")])
-def test_systems_that_load_files_only(build_c: Any, artifact: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
-    """Without /proc, or without memory that has no name, the file is loaded, if it still is what was hashed."""
+@pytest.mark.parametrize(
+    "words", [("-Ddlopen=probe_dlopen",), ("-Ddlopen=probe_dlopen", "-Dmemfd_create=probe_memory")]
+)
+def test_systems_that_load_files_only(
+    build_c: Any, artifact: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """Without /proc or memory for code, the file is loaded, if it still is what was hashed."""
     build_c(tmp_path / "probe", "probe.c", *words)
     assert load(tmp_path / "probe", artifact) == (0, "")
     library = artifact / name_of(artifact, "library")
@@ -235,7 +258,9 @@ def test_what_is_verified_and_inspected_is_never_loaded(
 ) -> None:
     """Libraries that end the process as they are loaded."""
     source = tmp_path / "trap.c"
-    source.write_text('#include <unistd.h>\n__attribute__((constructor)) static void trap(void) { _exit(77); }\n')
+    source.write_text(
+        "#include <unistd.h>\n__attribute__((constructor)) static void trap(void) { _exit(77); }\n"
+    )
     build_c(tmp_path / "trap.so", source, "-shared", "-fPIC", files=())
     trap = (tmp_path / "trap.so").read_bytes()
     for name in (LIBRARY, name_of(artifact, "library")):
