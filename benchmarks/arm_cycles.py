@@ -44,7 +44,9 @@ def disassemble(blocks: Sequence[bytes]) -> list[str]:
     command = [tool("llvm-mc"), "--disassemble", "-triple=aarch64", "-mattr=+v8.6a,+crypto,+fp16fml"]
     texts = []
     done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, check=True)
-    found = [line for line in done.stdout.splitlines() if line.startswith("\t") and not line.startswith("\t.")]
+    found = [
+        line for line in done.stdout.splitlines() if line.startswith("\t") and not line.startswith("\t.")
+    ]
     if len(found) != len(lines):
         raise SystemExit(f"llvm-mc read {len(found)} of {len(lines)} instructions")
     at = 0

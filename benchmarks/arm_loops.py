@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels' inner loops on arm64: cycles of a unit of work by llvm-mca. ``python -m benchmarks.arm_loops``."""
+"""The kernels' inner loops on arm64, in cycles by llvm-mca: ``python -m benchmarks.arm_loops``."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Work:
 WORK = (
     Work(title="int8 tables, one token, 128 weight bits", level="arm64_dotprod", kernel="tables",
          counted="tbl", units=2, tokens=1),
-    Work(title="int8 tables, four tokens, 128 weight bits and one token", level="arm64_dotprod", kernel="tables",
-         counted="tbl", units=2, tokens=4),
+    Work(title="int8 tables, four tokens, 128 weight bits and one token", level="arm64_dotprod",
+         kernel="tables", counted="tbl", units=2, tokens=4),
     Work(title="levels times 4 tokens, `sdot`, 256 products", level="arm64_dotprod", kernel="levels",
          counted="sdot", units=16),
     Work(title="levels times 4 tokens, `smmla`, 256 products", level="arm64_i8mm", kernel="levels",
@@ -72,7 +72,9 @@ def assembly(level: str, kernel: str) -> str:
 
     target = get_target(level)
     if kernel == "tables":
-        segment = Segment(rows=96, bits=2, group_size=128, offset=False, scale_dtype="float16", output=0, start=0)
+        segment = Segment(
+            rows=96, bits=2, group_size=128, offset=False, scale_dtype="float16", output=0, start=0
+        )
         spec = LutSpec(
             k=128, outputs=(96,), segments=(segment,), bias=(False,), activation=("",), tables="int8"
         )

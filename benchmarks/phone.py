@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A translation on a phone, modelled: instructions counted under qemu, cycles by llvm-mca, memory by its bandwidth.
+"""A translation on a phone, modelled: instructions by qemu, cycles by llvm-mca, memory by its bandwidth.
 
-``python -m benchmarks.phone --artifact en-de-arm64.tvmq``. The example program translates a sentence under qemu's
-user emulation, whose plugin ``qemu_blocks.c`` counts how often every block of instructions runs: once without a
-sentence, once with few output tokens, once with more. Differences are what loading, encoding and a decoder step
-take; llvm-mca gives each block's cycles on a CPU (a steady state without cache misses). Nothing here is measured
-on a phone: clock rates and the bandwidth of one core are stated parameters.
+``python -m benchmarks.phone --artifact en-de-arm64.tvmq``. The example program translates a sentence under
+qemu's user emulation, whose plugin ``qemu_blocks.c`` counts how often every block of instructions runs: once
+without a sentence, once with few output tokens, once with more. Differences are what loading, encoding and a
+decoder step take; llvm-mca gives each block's cycles on a CPU (a steady state without cache misses). Nothing
+here is measured on a phone: clock rates and the bandwidth of one core are stated parameters.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One CPU: milliseconds of arithmetic and of reading weights, and of a sentence if the longer hides the shorter."""
+    """One CPU: milliseconds of arithmetic and of reading weights; of a sentence the longer counts."""
 
     cpu: str
     ghz: float
@@ -78,7 +78,9 @@ def counted(command: list[str | Path], plugin: Path, text: str, tokens: int) -> 
         words = [command[0], "-plugin", f"{plugin},out={output}", *command[1:], "1", "1", str(tokens)]
         done = subprocess.run(words, input=text, capture_output=True, text=True, check=True)
         if text and len(done.stdout.split()) != tokens:
-            raise SystemExit(f"the sentence gave {len(done.stdout.split())} tokens, expected {tokens}; choose another")
+            raise SystemExit(
+                f"the sentence gave {len(done.stdout.split())} tokens, expected {tokens}; choose another"
+            )
         found: Counts = Counter()
         for line in output.read_text(encoding="ascii").splitlines():
             times, block = line.split()
@@ -145,7 +147,9 @@ def measure(artifact: Artifact, level: str, source: list[int]) -> list[Part]:
         Part(
             part=part,
             instructions=round(instructions(counts) / 1e6, 2),
-            megabytes=round(weight_bytes(artifact, level, functions[part]) / 1e6, 2) if part in functions else 0,
+            megabytes=round(weight_bytes(artifact, level, functions[part]) / 1e6, 2)
+            if part in functions
+            else 0,
             megacycles={cpu: round(modelled(counts, model) / 1e6, 2) for cpu, (model, _) in CPUS.items()},
         )
         for part, counts in parts.items()
@@ -187,15 +191,17 @@ def main(
     found = [predict(parts, cpu, ghz, bandwidth, outputs) for cpu, (_, ghz) in CPUS.items()]
     if json_:
         record = {"level": level, "source": source, "outputs": outputs, "paper_ms": PAPER_MS}
-        print(json.dumps(record | {"parts": [asdict(p) for p in parts], "results": [asdict(p) for p in found]}))
+        print(
+            json.dumps(record | {"parts": [asdict(p) for p in parts], "results": [asdict(p) for p in found]})
+        )
         return
     print("| part | instructions (M) | weights (MB) |" + "".join(f" cycles, {cpu} (M) |" for cpu in CPUS))
     print("|---|---:|---:|" + "---:|" * len(CPUS))
     for part in parts:
         cells = "".join(f" {part.megacycles[cpu]} |" for cpu in CPUS)
         print(f"| {part.part} | {part.instructions} | {part.megabytes} |{cells}")
-    print(f"\n| one core, {bandwidth:g} GB/s, {source} tokens in, {outputs} out | ms a token: arithmetic | memory |"
-          " ms a sentence | the paper's |\n|---|---:|---:|---:|---:|")  # fmt: skip
+    print(f"\n| one core, {bandwidth:g} GB/s, {source} tokens in, {outputs} out ", end="")
+    print("| ms a token: arithmetic | memory | ms a sentence | the paper's |\n|---|---:|---:|---:|---:|")
     for p in found:
         cells = f" {p.token_arithmetic_ms} | {p.token_memory_ms} | {p.sentence_ms} | {PAPER_MS} |"
         print(f"| {p.cpu} at {p.ghz:g} GHz |{cells}")
