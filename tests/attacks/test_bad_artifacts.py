@@ -138,7 +138,7 @@ def test_links_that_lead_out(artifact: Path) -> None:
 def test_a_folder_that_leads_out(artifact: Path) -> None:
     (artifact / "lib").rename(artifact.parent / "lib")
     (artifact / "lib").symlink_to(artifact.parent / "lib")
-    with pytest.raises(VerificationError, match="v3.so: a link; an artifact holds none"):
+    with pytest.raises(VerificationError, match=r"v3.so: a link; an artifact holds none"):
         open_artifact(artifact)
     assert not verify(artifact).ok
 
@@ -146,7 +146,7 @@ def test_a_folder_that_leads_out(artifact: Path) -> None:
 def test_a_manifest_that_leads_out(artifact: Path) -> None:
     (artifact / "manifest.json").rename(artifact.parent / "m.json")
     (artifact / "manifest.json").symlink_to(artifact.parent / "m.json")
-    refused(artifact, "manifest.json: a link; an artifact holds none")
+    refused(artifact, r"manifest.json: a link; an artifact holds none")
 
 
 def test_a_loop_of_links(artifact: Path) -> None:
