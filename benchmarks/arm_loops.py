@@ -51,8 +51,8 @@ WORK = (
          counted="sdot", units=16),
     Work(title="levels times 4 tokens, `smmla`, 256 products", level="arm64_i8mm", kernel="levels",
          counted="smmla", units=8),
-    Work(title="levels times 2 tokens, `smull` and `sadalp`, 256 products", level="arm64_v8", kernel="levels",
-         counted="smull2?", units=32),
+    Work(title="levels times 2 tokens, `smull`, `smlal`, `sadalp`, 256 products", level="arm64_v8",
+         kernel="levels", counted="sm(?:ull|lal)2?", units=32),
 )  # fmt: skip
 
 

@@ -106,3 +106,9 @@ def test_damage_is_refused_and_never_crashes(artifact: Path, tmp_path: Path, bui
         assert state == "sealed" or (code == "0" if state == "whole" else code in "35"), f"{name}: {message}"
     deeper = {message.partition(": ")[2][:24] for _, state, _, message in found if state == "sealed"}
     assert len(deeper) > 30  # right hashes lead on to many different complaints
+
+
+def test_the_benchmarks_program_measures(tmp_path: Path, build_c: Any) -> None:
+    program = tmp_path / "overhead"
+    build_c(program, HERE.parents[2] / "benchmarks" / "native_overhead.c", "-O2")
+    assert float(subprocess.run([program], capture_output=True, text=True, check=True).stdout) > 0

@@ -97,24 +97,24 @@ def test_a_library_that_does_not_fit_the_machine(probe: Path, artifact: Path, se
 
 MANIFESTS: dict[str, tuple[Callable[[Any], object], str]] = {
     "schema": (lambda m: m.update(schema=99), "artifact schema 99, this library reads 1"),
-    "vocab": (lambda m: m["architecture"].update(vocab=321), "the manifest's vocab is not the program's"),
-    "width": (lambda m: m["architecture"].update(d_model=65), "the manifest's d_model is not the program's"),
+    "vocab": (lambda m: m["architecture"].update(vocab=321), "the manifest's vocab differs from the program"),
+    "width": (lambda m: m["architecture"].update(d_model=65), "manifest's d_model differs from the program"),
     "layers": (lambda m: m["architecture"].update(decoder_layers=3), "the program is none of this model"),
     "source": (
         lambda m: m["architecture"].update(max_source=4096),
-        "the manifest's max_source is not the program's",
+        "the manifest's max_source differs from the program",
     ),
     "target": (
         lambda m: m["architecture"].update(max_target=4096),
-        "the manifest's max_target is not the program's",
+        "the manifest's max_target differs from the program",
     ),
     "end": (
         lambda m: m["generation"].update(eos_token_id=320),
-        "the manifest's eos_token_id is not the program's",
+        "the manifest's eos_token_id differs from the program",
     ),
     "start": (
         lambda m: m["generation"].update(decoder_start_token_id=320),
-        "the manifest's decoder_start_token_id is not the program's",
+        "the manifest's decoder_start_token_id differs from the program",
     ),
     "text": (lambda m: m["architecture"].update(vocab="320"), "the manifest's vocab is no number"),
     "positions": (

@@ -7,7 +7,7 @@
 #include "model.h"
 
 static int differs(const tvmq_model *model, const char *what, Error *error) {
-    return fail(error, TVMQ_VERIFICATION, "%s: the manifest's %s is not the program's (compile the model again)",
+    return fail(error, TVMQ_VERIFICATION, "%s: the manifest's %s differs from the program (compile the model again)",
                 model->folder, what);
 }
 
