@@ -33,7 +33,7 @@ int main(void) {
     Kernel kernels[] = {nothing};
     tvmq_model model = {.kernels = kernels};
     Frame frame;
-    Arena arena = {0};
+    Block arena = {0};
     int32_t ids[4] = {0};
     const Value input = {ids, sizeof ids, {1, {4}}};
     if (program_parse(&model.program, (const uint8_t *)text, (size_t)(end - text), "program", &error) ||

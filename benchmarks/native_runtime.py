@@ -7,6 +7,7 @@ ids of a fixed length, and so are the outputs.
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -14,27 +15,48 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
+from benchmarks.native_build import c_program, example_program, linked_with
 from targets import detect_host, get_target
 from tvmq.artifact import open_artifact
-from tvmq.build import require_linker
 from tvmq.loading import EXECUTOR
+from tvmq.machine import usable_cores
 from tvmq.native import library
 from tvmq.runtime import load
 
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTORS = ("vm", "native")
+SESSIONS = (1, 2, 4, 8)
 
 
-def _build(output: Path, *words: object) -> Path:
-    compiler = require_linker(get_target(detect_host()[0])).command
-    subprocess.run([*compiler, "-std=c11", "-O2", *map(str, words), "-o", str(output)], check=True)
-    return output
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What was measured, on one thread where nothing else is said.
+
+    Attributes:
+        call_ns: cost of a kernel call beside the kernel.
+        tokens_per_s: by search and executor, in CPU time.
+        peak_mb: of the whole example process, by search.
+        first_token_ms: wall time from starting the example process, over verification and self-test, to
+            the first byte of its output; the files are in the page cache. The median and the least.
+        first_token_cpu_ms: CPU time of the same, another token and the end of the process included.
+        sessions: tokens per second of so many threads with a session each over one model, greedy.
+        cores: that this process may use.
+    """
+
+    call_ns: float
+    tokens_per_s: dict[str, dict[str, float]]
+    peak_mb: dict[str, float]
+    first_token_ms: tuple[float, float]
+    first_token_cpu_ms: float
+    sessions: dict[int, float]
+    cores: int
 
 
 def _sources(artifact: Path, count: int, length: int) -> list[list[int]]:
@@ -63,19 +85,21 @@ def tokens_per_second(
     return {name: len(sources) * outputs / statistics.median(found) for name, found in seconds.items()}
 
 
-def first_token(example: Path, artifact: Path, text: str) -> float:
-    """Milliseconds from starting the process to the first byte of its output."""
-    start = time.perf_counter()
-    command = [str(example), str(artifact), "1", "1"]  # greedy search gives tokens as it finds them
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(text.encode())
-        process.stdin.close()
-        process.stdout.read(1)
-        found = (time.perf_counter() - start) * 1e3
-        process.stdout.read()
-    return found
+def first_token(example: Path, artifact: Path, text: str) -> tuple[float, float]:
+    """Milliseconds from starting the process to the first byte of its output, and of CPU to its end."""
+    command = [str(example), str(artifact), "1", "1", "2"]  # greedy search gives tokens as it finds them
+    with tempfile.TemporaryFile() as source:
+        source.write(text.encode())
+        source.seek(0)
+        start = time.perf_counter()
+        with subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.read(1)
+            found = (time.perf_counter() - start) * 1e3
+            process.stdout.read()
+            _, _, used = os.wait4(process.pid, 0)
+            process.returncode = 0
+    return found, (used.ru_utime + used.ru_stime) * 1e3
 
 
 def peak_mb(example: Path, artifact: Path, text: str, outputs: int, beams: int) -> float:
@@ -94,41 +118,71 @@ def peak_mb(example: Path, artifact: Path, text: str, outputs: int, beams: int) 
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
 
 
+def throughput(program: Path, artifact: Path, text: str, sessions: int) -> float:
+    """Tokens per second of so many sessions at once, each in a thread of its own."""
+    command = [program, artifact, str(sessions), "1", "2"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+    tokens, seconds = map(float, done.split())
+    return tokens / seconds
+
+
+def measure(artifact: Path, sentences: int, length: int, outputs: int, rounds: int) -> Result:
+    """Everything, with programs that are compiled for it."""
+    sources = _sources(artifact, sentences, length)
+    text = "".join(" ".join(map(str, source)) + "\n" for source in sources)
+    host, kinds = get_target(detect_host()[0]), {"greedy": 1, "beam 4": 4}
+    with tempfile.TemporaryDirectory() as name:
+        folder, libs = Path(name), ("-lm", "-lpthread", "-ldl")
+        inside = (f"-I{library.FOLDER}/include", f"-I{library.FOLDER}/src")
+        example = example_program(folder, artifact, host)
+        many = ROOT / "tests" / "tvmq" / "native" / "sessions.c"
+        threads = c_program(folder / "sessions", host, many, *linked_with(artifact))
+        calls = ROOT / "benchmarks" / "native_overhead.c"
+        overhead = c_program(folder / "overhead", host, *inside, *library.sources(), calls, *libs)
+        spent = subprocess.run([overhead], capture_output=True, text=True, check=True).stdout
+        first = text.splitlines()[0] + "\n"
+        starts = [first_token(example, artifact, first) for _ in range(4 * rounds)]
+        walls = [wall for wall, _ in starts]
+        return Result(
+            call_ns=float(spent),
+            tokens_per_s={
+                k: {
+                    n: round(v, 1)
+                    for n, v in tokens_per_second(artifact, sources, outputs, b, rounds).items()
+                }
+                for k, b in kinds.items()
+            },
+            peak_mb={k: round(peak_mb(example, artifact, text, outputs, b), 1) for k, b in kinds.items()},
+            first_token_ms=(round(statistics.median(walls), 1), round(min(walls), 1)),
+            first_token_cpu_ms=round(statistics.median(cpu for _, cpu in starts), 1),
+            sessions={n: round(throughput(threads, artifact, text, n), 1) for n in SESSIONS},
+            cores=usable_cores(),
+        )
+
+
 def main(
     artifact: Annotated[Path, typer.Option(help="a translation artifact")],
     sentences: Annotated[int, typer.Option(help="sentences a round")] = 8,
     length: Annotated[int, typer.Option(help="tokens of a source")] = 20,
     outputs: Annotated[int, typer.Option(help="tokens of an output")] = 24,
     rounds: Annotated[int, typer.Option(help="rounds that count")] = 5,
+    json_: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Print everything that is measured."""
-    sources = _sources(artifact, sentences, length)
-    text = "".join(" ".join(map(str, source)) + "\n" for source in sources)
-    with tempfile.TemporaryDirectory() as name:
-        folder, libs = Path(name), ("-lm", "-lpthread", "-ldl")
-        place = (f"-I{artifact.resolve()}/include", f"-L{artifact.resolve()}/lib", "-ltvmq")
-        found = f"-Wl,-rpath,{artifact.resolve()}/lib"
-        example = _build(folder / "example", library.FOLDER / "example.c", *place, found)
-        threads = _build(
-            folder / "sessions", ROOT / "tests/tvmq/native/sessions.c", *place, found, "-lpthread"
-        )
-        inside = (f"-I{library.FOLDER}/include", f"-I{library.FOLDER}/src")
-        overhead = _build(
-            folder / "overhead", *inside, *library.sources(), ROOT / "benchmarks/native_overhead.c", *libs
-        )
-        spent = subprocess.run([overhead], capture_output=True, text=True, check=True).stdout
-        print(f"a kernel call costs {spent.strip()} ns beside the kernel")
-        for beams in (1, 4):
-            speeds = tokens_per_second(artifact, sources, outputs, beams, rounds)
-            print(f"beam {beams}: " + ", ".join(f"{n} {v:.0f} tokens/s" for n, v in speeds.items()))
-            print(f"beam {beams}: peak memory {peak_mb(example, artifact, text, outputs, beams):.1f} MB")
-        starts = [first_token(example, artifact, text.splitlines()[0] + "\n") for _ in range(2 * rounds)]
-        print(f"first token after {statistics.median(starts):.1f} ms, at least {min(starts):.1f}")
-        for count in (1, 2, 8):
-            command = [threads, artifact, str(count), "1", "1"]
-            done = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
-            tokens, seconds = map(float, done.split())
-            print(f"{count} sessions in {count} threads: {tokens / seconds:.0f} tokens/s")
+    found = measure(artifact, sentences, length, outputs, rounds)
+    if json_:
+        print(json.dumps(asdict(found)))
+        return
+    print(f"a kernel call costs {found.call_ns} ns beside the kernel")
+    for kind, speeds in found.tokens_per_s.items():
+        print(f"{kind}: " + ", ".join(f"{n} {v:.0f} tokens/s" for n, v in speeds.items()))
+        print(f"{kind}: peak memory {found.peak_mb[kind]} MB")
+    median, least = found.first_token_ms
+    print(f"first token after {median} ms, at least {least}; {found.first_token_cpu_ms} ms of CPU in all")
+    for count, speed in found.sessions.items():
+        ratio = speed / found.sessions[1]
+        where = f"{count} sessions in {count} threads on {found.cores} cores"
+        print(f"{where}: {speed:.0f} tokens/s, {ratio:.2f} times one")
 
 
 if __name__ == "__main__":

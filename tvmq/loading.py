@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -20,7 +21,7 @@ MODULE_FAMILY: Final = "module"
 """``family`` of artifacts made from a user's own module."""
 SELF_TEST = "selftest.json"
 EXECUTOR = "TVMQ_EXECUTOR"
-"""Environment variable that picks what runs the kernels."""
+"""Environment variable that picks what runs the kernels: ``native`` or ``vm``."""
 Executor = Literal["native", "vm"]
 MAX_THREADS = 256
 Use = Literal["translate", "encode", "module"]
@@ -93,7 +94,7 @@ def preferred_executor() -> Executor:
     """What runs an artifact that both can run; UsageError for an unknown name in the environment."""
     match os.environ.get(EXECUTOR, ""):
         case "":
-            return "vm"
+            return "native" if sys.platform == "linux" else "vm"
         case "native" | "vm" as name:
             return name
         case other:
@@ -101,11 +102,15 @@ def preferred_executor() -> Executor:
 
 
 def _pick_executor(artifact: Artifact) -> Executor:
-    from .native.models import has_runtime
+    """The native runtime where the artifact holds one that loads here, unless the VM is asked for."""
+    from .native.models import has_runtime, loads
 
-    if has_runtime(artifact):
-        return preferred_executor()
-    if os.environ.get(EXECUTOR) == "native":
+    asked, preferred = os.environ.get(EXECUTOR, ""), preferred_executor()
+    if preferred == "vm":
+        return "vm"
+    if has_runtime(artifact) and (asked or loads(artifact)):
+        return "native"
+    if asked:
         raise InputError(f"{artifact.path}: holds no native runtime; run it with {EXECUTOR}=vm")
     return "vm"
 

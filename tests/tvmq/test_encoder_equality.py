@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import tvmq
 from targets import detect_host
 from tvmq.encoder import Encoder, load
+from tvmq.loading import EXECUTOR
 from tvmq.options import CompileOptions, PlanOptions, PoolingOptions
 from tvmq.text_tokenizer import Tokens
 
@@ -31,6 +32,11 @@ ARCHITECTURES = (
     "DistilBertForTokenClassification",
 )
 Make = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True, params=["native", "vm"])
+def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(EXECUTOR, request.param)
 
 
 @torch.inference_mode()

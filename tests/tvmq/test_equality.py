@@ -17,6 +17,7 @@ import pytest
 
 import tvmq
 from tvmq.evaluation import read_pairs
+from tvmq.loading import EXECUTOR
 from tvmq.options import CompileOptions, PlanOptions
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "nmt-en-de"
@@ -30,14 +31,21 @@ def sources() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def translator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from targets import detect_host
 
     path = tmp_path_factory.mktemp("fp32") / "en-de.tvmq"
     options = CompileOptions(plan=PlanOptions(preset="fp32"), isa_levels=(detect_host()[0],))
     tvmq.compile(MODEL, path, options)
-    with closing(tvmq.load(path)) as opened:
-        yield opened
+    return path
+
+
+@pytest.fixture(scope="module", params=["native", "vm"])
+def translator(artifact: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(EXECUTOR, request.param)
+        with closing(tvmq.load(artifact)) as opened:
+            yield opened
 
 
 @pytest.mark.parametrize("beams", BEAMS)

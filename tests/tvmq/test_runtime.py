@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A loaded artifact: the same bits for any threads, batches and neighbours, the same words at every level."""
+"""A loaded artifact: the same bits for any threads, batches and neighbours, the same words at every level.
+
+All of it on the native runtime and on TVM's virtual machine.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import pytest
 import tvmq
 from targets import detect_host
 from tvmq.errors import InputError, UsageError
+from tvmq.loading import EXECUTOR
 
 PRESETS = ("3-bit", "chung2020-2.5-1.8-3.7", "fp32")
 LENGTHS = (5, 1, 30, 12, 12, 2, 7, 18, 3, 25)
@@ -28,8 +32,15 @@ def sources() -> list[list[int]]:
     return [*made[:4], [], *made[4:]]
 
 
+@pytest.fixture(scope="module", params=["native", "vm"])
+def executor(request: pytest.FixtureRequest) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(EXECUTOR, request.param)
+        yield request.param
+
+
 @pytest.fixture(scope="module", params=PRESETS)
-def artifact(request: pytest.FixtureRequest, compiled: Callable[..., Path]) -> Path:
+def artifact(request: pytest.FixtureRequest, compiled: Callable[..., Path], executor: str) -> Path:
     return compiled(request.param, target="x86-64")
 
 
@@ -37,6 +48,11 @@ def artifact(request: pytest.FixtureRequest, compiled: Callable[..., Path]) -> P
 def translator(artifact: Path) -> Iterator[Any]:
     with closing(tvmq.load(artifact)) as opened:
         yield opened
+
+
+def test_what_runs(translator: Any, executor: str) -> None:
+    model = {"native": "NativeTranslation", "vm": "TranslationModel"}[executor]
+    assert type(translator._model).__name__ == model
 
 
 def answers(translator: Any, sources: list[list[int]], **options: Any) -> list[list[tuple[Any, ...]]]:

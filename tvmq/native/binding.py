@@ -7,10 +7,12 @@ Needs neither TVM nor tvm_ffi; the arrays that come back are copies.
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import hashlib
 import os
+import threading
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int32, c_size_t, c_uint32, c_void_p
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +35,63 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tvmq_set": (c_int, [c_void_p, c_char_p, c_double]),
     "tvmq_translate": (c_int, [c_void_p, c_void_p, c_void_p, c_size_t]),
     "tvmq_result": (c_size_t, [c_void_p, c_size_t, c_size_t, POINTER(POINTER(c_int32)), POINTER(c_float)]),
+    "tvmq_cancel": (None, [c_void_p]),
     "tvmq_encode": (c_int, [c_void_p, c_char_p, c_void_p, c_void_p, c_void_p, c_size_t]),
     "tvmq_rows": (POINTER(c_float), [c_void_p, POINTER(c_size_t), POINTER(c_size_t)]),
 }
 
 
-@cache
-def _open_library(path: Path, _: tuple[int, int, int]) -> Any:
+_LOADED: dict[str, Any] = {}
+"""sha256 -> the library of those bytes, for the life of the process."""
+
+
+class NotLoadableError(VerificationError):
+    """This system does not load the library, which is as it was compiled."""
+
+
+def open_library(path: Path, sha256: str) -> Any:
+    """The runtime library of the bytes at ``path``, which are hashed as they are loaded.
+
+    Raises:
+        VerificationError: the bytes have another hash, or are a library of another version.
+        NotLoadableError: the system refuses them (another C library, no code from such files).
+    """
+    if sha256 not in _LOADED:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise VerificationError(f"{path}: contents differ (sha256) (compile or copy the artifact again)")
+        _LOADED[sha256] = _declare(path, _load(path, data))
+    return _LOADED[sha256]
+
+
+def _load(path: Path, data: bytes) -> Any:
+    """The hashed bytes from memory, where nobody changes them; where there is none, from the file."""
     try:
-        library = ctypes.CDLL(str(path))
+        handle = os.memfd_create("libtvmq", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with os.fdopen(os.dup(handle), "wb") as memory:
+            memory.write(data)
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(handle, fcntl.F_ADD_SEALS, seals)
+        return ctypes.CDLL(
+            f"/proc/self/fd/{handle}"
+        )  # the descriptor stays: its number is the library's name
+    except (OSError, AttributeError):
+        pass
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NotLoadableError(f"{path}: cannot be loaded ({error}; compile the model again)") from error
+
+
+def _declare(path: Path, library: Any) -> Any:
+    try:
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError) as error:
-        raise VerificationError(f"{path}: cannot be loaded ({error}; compile the model again)") from error
+    except AttributeError as error:
+        raise VerificationError(
+            f"{path}: is no runtime of tvmq ({error}; compile the model again)"
+        ) from error
     found = library.tvmq_abi_version()
     if found != ABI_VERSION:
         raise VerificationError(
@@ -55,17 +100,11 @@ def _open_library(path: Path, _: tuple[int, int, int]) -> Any:
     return library
 
 
-def open_library(path: Path) -> Any:
-    """The runtime library at ``path``, whose hash was checked; VerificationError if it is none of ours."""
-    state = path.stat()
-    return _open_library(path, (state.st_dev, state.st_ino, state.st_mtime_ns))
-
-
 class Session:
     """A loaded artifact with one session. Not for use by two threads at once."""
 
-    def __init__(self, library: Path, artifact: Path, *, isa: str, threads: int) -> None:
-        self._library = open_library(library)
+    def __init__(self, library: Any, artifact: Path, *, isa: str, threads: int) -> None:
+        self._library = library
         self._model, self._session = c_void_p(), c_void_p()
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         code = self._library.tvmq_load(
@@ -85,9 +124,7 @@ class Session:
         for name, value in options.items():
             self._check(self._library.tvmq_set(self._session, name.encode(), value))
         ids, lengths = _joined(sources)
-        self._check(
-            self._library.tvmq_translate(self._session, ids.ctypes.data, lengths.ctypes.data, len(lengths))
-        )
+        self._check(self._translate(ids, lengths))
         ranks = range(int(options["n_best"]))
         results = [[self._result(sentence, rank) for rank in ranks] for sentence in range(len(lengths))]
         return [[result for result in best if result[0]] for best in results]
@@ -117,6 +154,27 @@ class Session:
     def __del__(self) -> None:
         if hasattr(self, "_session"):
             self.close()
+
+    def _translate(self, ids: NDArray[np.int32], lengths: NDArray[np.uintp]) -> int:
+        """The code of ``tvmq_translate``. Ctrl-C, which Python sees in its own code only, cancels it."""
+        codes: list[int] = []
+
+        def run() -> None:
+            arguments = (self._session, ids.ctypes.data, lengths.ctypes.data, len(lengths))
+            codes.append(self._library.tvmq_translate(*arguments))
+
+        if threading.current_thread() is not threading.main_thread():
+            run()
+            return codes[0]
+        thread = threading.Thread(target=run, name="tvmq-translate")
+        thread.start()
+        try:
+            thread.join()
+        except BaseException:
+            self._library.tvmq_cancel(self._session)
+            thread.join()
+            raise
+        return codes[0]
 
     def _result(self, sentence: int, rank: int) -> tuple[tuple[int, ...], float]:
         tokens, score = POINTER(c_int32)(), c_float()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from tvmq.artifact import Artifact, verify_files
 from tvmq.encoding import Tokenized
 from tvmq.search import Candidate, SearchOptions
 
-from .binding import Session
+from .binding import NotLoadableError, Session, open_library
 from .library import LIBRARY
 
 
@@ -22,9 +23,22 @@ def has_runtime(artifact: Artifact) -> bool:
     return LIBRARY in manifest.files and all(level.program for level in manifest.isa_levels)
 
 
-def _open(artifact: Artifact, isa: str, threads: int) -> Session:
+def loads(artifact: Artifact) -> bool:
+    """Whether this system loads an artifact's native runtime; VerificationError for a changed one."""
+    try:
+        _library(artifact)
+    except NotLoadableError:
+        return False
+    return True
+
+
+def _library(artifact: Artifact) -> Any:
     verify_files(artifact, [LIBRARY])
-    return Session(artifact.file(LIBRARY), artifact.path, isa=isa, threads=threads)
+    return open_library(artifact.file(LIBRARY), artifact.manifest.files[LIBRARY].sha256)
+
+
+def _open(artifact: Artifact, isa: str, threads: int) -> Session:
+    return Session(_library(artifact), artifact.path, isa=isa, threads=threads)
 
 
 class NativeTranslation:

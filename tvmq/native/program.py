@@ -32,6 +32,7 @@ ALIGNMENT = 64
 MAX_BYTES = 4 << 20
 """Of a program; neither written nor believed beyond."""
 MAX_SIZE = 1 << 31
+MAX_FUNCTIONS = 256
 ITEM_BYTES = {
     "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "float16": 2, "int32": 4, "float32": 4, "int64": 8,
 }  # fmt: skip
@@ -200,6 +201,8 @@ class _Reader:
         weights = [self._named(words) for words in self._all("weight", 3, rest=True)]
         functions: list[Function] = []
         while self._next()[0] == "function":
+            if len(functions) == MAX_FUNCTIONS:
+                raise self._wrong("too many functions")
             functions.append(self._function(len(kernels), len(weights)))
         if self._lines[self._at :] != ["end", ""]:
             raise self._wrong("an unexpected line")

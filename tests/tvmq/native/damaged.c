@@ -1,11 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
- * usage: damaged ROUNDS WHOLE DAMAGED...
- * Loads each damaged artifact and prints the code and the message. Then gives mutated bytes of the whole
- * artifact's files to the parsers themselves, as if their hashes were right; to be built with sanitizers. */
-#define _GNU_SOURCE
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+ * usage: damaged ARTIFACTS ROUNDS WHOLE COPY
+ * Damages one file of COPY at a time, an artifact as WHOLE is, and loads it: as it then is, or with all hashes made
+ * right again. Prints the file, whether its hash was made right, the code and the message. Then gives mutated bytes
+ * of the program to its parser alone, and binds what it made of them; to be built with sanitizers. */
+#include "seal.h"
 
 #include "frame.h"
 
@@ -18,13 +16,24 @@ static size_t below(size_t limit) {
 
 static size_t mutate(uint8_t *data, size_t size) {
     static const uint8_t LIKELY[] = "\0\xff" "0123456789 \"\\{}[],:e-x\n";
-    if (!below(8)) return below(size);
+    if (!below(8)) return below(size); /* cut off */
     if (!below(8) && size > 128) { /* a part moves over another */
         const size_t length = below(64);
         memmove(data + below(size - 64), data + below(size - 64), length);
     }
     for (size_t i = below(6) + 1; i && size; i--) data[below(size)] = LIKELY[below(sizeof LIKELY - 1)];
     return size;
+}
+
+/* Digits become other digits, letters other letters: what is left can be read, and lies. */
+static void lie(uint8_t *data, size_t size) {
+    for (size_t i = below(3) + 1, tries = 1000; i && tries; tries--) {
+        uint8_t *c = &data[below(size)];
+        const bool digit = *c >= '0' && *c <= '9';
+        if (!digit && (below(8) || !((*c | 32) >= 'a' && (*c | 32) <= 'z'))) continue;
+        *c = (uint8_t)(digit ? '0' + below(10) : 'a' + below(26));
+        i--;
+    }
 }
 
 static int never(void *self, const Argument *arguments, int32_t count, Argument *result) {
@@ -63,45 +72,70 @@ static void bind(const Program *program) {
     free(kernels), free(weights);
 }
 
-static void parse(const char *folder, const char *name, size_t skip, int rounds) {
+static void parse(Bytes whole, const char *name, int rounds) {
     Error error = {0};
-    File file;
-    if (file_open(&file, folder, name, 1 << 28, &error)) exit(9);
-    const size_t size = file.size - skip < 200000 ? file.size - skip : 200000;
     for (int i = 0; i < rounds; i++) {
-        uint8_t *data = malloc(size + 1); /* anew each time, so that a byte beyond is seen */
-        memcpy(data, file.data + skip, size);
-        const size_t left = mutate(data, size);
-        data = realloc(data, left ? left : 1);
-        if (strstr(name, ".program")) {
-            Program program;
-            if (!program_parse(&program, data, left, name, &error)) bind(&program);
-            program_free(&program);
-        } else {
-            Json json;
-            if (!json_parse(&json, data, left, name, &error)) json_free(&json);
-        }
-        free(data);
+        Bytes bytes = bytes_copy(whole.data, whole.size); /* anew each time, so that a byte beyond is seen */
+        const size_t left = mutate(bytes.data, bytes.size);
+        Program program;
+        bytes.data = realloc(bytes.data, left ? left : 1);
+        if (!program_parse(&program, bytes.data, left, name, &error)) bind(&program);
+        program_free(&program);
+        free(bytes.data);
     }
-    file_close(&file);
+}
+
+enum { MANIFEST, SELFTEST, WEIGHTS, PROGRAM, LIBRARY, KINDS };
+
+/* Files with a right hash that hold anything: code and the program that calls it are believed then, and so are the
+ * weights' values; what is mutated of the weights is what stands before those. */
+static size_t mutable_part(int kind, Bytes whole) {
+    size_t head = 0;
+    if (kind != WEIGHTS) return whole.size;
+    for (int i = 7; i >= 0; i--) head = head << 8 | whole.data[i];
+    return head + 8;
+}
+
+static void load_damaged(const char *folder, const char *const *names, const Bytes *whole) {
+    char message[512];
+    tvmq_model *model;
+    const bool sealed = below(2);
+    const int kind = (int)below(sealed ? PROGRAM : KINDS);
+    const size_t part = sealed ? mutable_part(kind, whole[kind]) : whole[kind].size;
+    Bytes bytes = bytes_copy(whole[kind].data, whole[kind].size);
+    const bool lies = sealed && below(4);
+    if (lies) lie(bytes.data, part);
+    const size_t left = lies ? part : mutate(bytes.data, part);
+    memmove(bytes.data + left, bytes.data + part, bytes.size - part);
+    bytes.size -= part - left;
+    const bool same = bytes.size == whole[kind].size && !memcmp(bytes.data, whole[kind].data, bytes.size);
+    if (sealed)
+        seal(folder, whole[MANIFEST], names[kind], bytes);
+    else
+        bytes_write(folder, names[kind], bytes);
+    const int code = tvmq_load(folder, NULL, &model, message, sizeof message);
+    printf("%s %s %d %s\n", names[kind], same ? "whole" : sealed ? "sealed" : "damaged", code, message);
+    tvmq_unload(model);
+    bytes_write(folder, names[kind], whole[kind]);
+    bytes_write(folder, names[MANIFEST], whole[MANIFEST]);
+    free(bytes.data);
 }
 
 int main(int argc, char **argv) {
-    char message[512];
+    char message[512], program[300], library[300];
+    const char *names[KINDS] = {"manifest.json", "selftest.json", "weights.safetensors", program, library};
+    Bytes whole[KINDS];
     tvmq_model *model;
-    if (argc < 3) return 2;
-    const int rounds = atoi(argv[1]);
-    for (int i = 3; i < argc; i++) {
-        const int code = tvmq_load(argv[i], NULL, &model, message, sizeof message);
-        printf("%d %s\n", code, message);
-        tvmq_unload(model);
-    }
-    if (tvmq_load(argv[2], NULL, &model, message, sizeof message)) return fprintf(stderr, "%s\n", message), 3;
-    parse(argv[2], "manifest.json", 0, rounds);
-    parse(argv[2], "selftest.json", 0, rounds);
-    const char *program = json_text(json_get(&model->manifest, json_first(&model->manifest, json_get(&model->manifest,
-        model->manifest.nodes, "isa_levels")), "program"));
-    parse(argv[2], program, 0, rounds);
+    if (argc != 5) return 2;
+    if (tvmq_load(argv[3], NULL, &model, message, sizeof message)) return fprintf(stderr, "%s\n", message), 3;
+    const Json *json = &model->manifest;
+    const JsonNode *level = json_first(json, json_get(json, json->nodes, "isa_levels"));
+    snprintf(program, sizeof program, "%s", json_text(json_get(json, level, "program")));
+    snprintf(library, sizeof library, "%s", json_text(json_get(json, level, "library")));
     tvmq_unload(model);
+    for (int kind = 0; kind < KINDS; kind++) whole[kind] = bytes_read(argv[3], names[kind]);
+    for (int i = atoi(argv[1]); i > 0; i--) load_damaged(argv[4], names, whole);
+    parse(whole[PROGRAM], program, atoi(argv[2]));
+    for (int kind = 0; kind < KINDS; kind++) free(whole[kind].data);
     return 0;
 }

@@ -79,7 +79,10 @@ const char *tvmq_message(const tvmq_session *session);
 
 /* How the session searches. Options, with the model's own defaults: "beams" (1: greedy), "length_penalty",
  * "max_new_tokens", "n_best" (1), "early_stopping" (0 or 1), "forced_length" (0: none). The options are checked
- * together by tvmq_translate. */
+ * together by tvmq_translate.
+ * And where it runs: "pin" 1 (the default): where a machine has fast and slow cores, the session's threads, and the
+ * caller's while it is in here, keep to the fast ones of those that the caller may use, if they are enough; 2: each
+ * thread also keeps to one core of its own, on any machine; 0: they run anywhere. */
 int tvmq_set(tvmq_session *session, const char *option, double value);
 
 /* Calls token(user, sentence, id) for every output token: while greedy search runs, or when a sentence's beam

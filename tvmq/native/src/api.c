@@ -141,6 +141,8 @@ API int tvmq_set(tvmq_session *session, const char *option, double value) {
     session->error = (Error){0};
     if (!strcmp(option, "length_penalty") && isfinite(value)) return o->length_penalty = value, 0;
     if (!strcmp(option, "early_stopping") && (value == 0 || value == 1)) return o->early_stopping = value != 0, 0;
+    if (!strcmp(option, "pin") && (value == PIN_NEVER || value == PIN_BIG || value == PIN_EACH))
+        return threads_pin(session->threads, (Pin)value), 0;
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
         if (!strcmp(option, counts[i].name) && value >= counts[i].least && value <= 1 << 20 && value == floor(value))
             return *counts[i].place = (int)value, 0;

@@ -24,37 +24,103 @@ int fail(Error *error, int code, const char *format, ...) {
     return code;
 }
 
-/* Opens folder/name without waiting for pipes or following a link at its end. */
+/* Opens the step that name begins with, in folder; *name then is what is left. -1, with errno, if that fails. */
+static int open_step(int folder, const char **name) {
+    char step[NAME_MAX + 1];
+    const size_t length = strcspn(*name, "/");
+    const bool last = !(*name)[length];
+    if (length > NAME_MAX) return errno = ENAMETOOLONG, -1;
+    memcpy(step, *name, length);
+    step[length] = 0;
+    *name += length + !last;
+    return openat(folder, step, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | (last ? O_NONBLOCK : O_DIRECTORY));
+}
+
+/* Opens folder/name without waiting for pipes; a link below the folder is refused. */
 static int open_regular(const char *folder, const char *name, struct stat *info, Error *error) {
-    char path[PATH_MAX];
-    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
-        return fail(error, TVMQ_INPUT, "%.80s...: the path is too long", folder), -1;
-    int handle = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
-    if (handle < 0) return fail(error, TVMQ_VERIFICATION, "%s: cannot be read (%s)", path, strerror(errno)), -1;
+    const char *left = name;
+    int handle = open(folder, O_RDONLY | O_CLOEXEC | O_DIRECTORY);
+    while (handle >= 0 && *left) {
+        const int step = open_step(handle, &left), why = errno;
+        close(handle);
+        errno = why;
+        handle = step;
+    }
+    if (handle < 0)
+        return fail(error, TVMQ_VERIFICATION, "%s/%s: cannot be read (%s)", folder, name,
+                    errno == ELOOP || errno == ENOTDIR ? "a link; an artifact holds none" : strerror(errno)), -1;
     if (fstat(handle, info) || !S_ISREG(info->st_mode)) {
         close(handle);
-        return fail(error, TVMQ_VERIFICATION, "%s: not a regular file", path), -1;
+        return fail(error, TVMQ_VERIFICATION, "%s/%s: not a regular file", folder, name), -1;
     }
     return handle;
 }
 
-int file_open(File *file, const char *folder, const char *name, size_t limit, Error *error) {
+/* The same for a file that is mapped whole; its size is in *size. */
+static int open_bounded(const char *folder, const char *name, size_t limit, size_t *size, Error *error) {
     struct stat info;
-    *file = (File){0};
     int handle = open_regular(folder, name, &info, error);
-    if (handle < 0) return error->code;
-    uint64_t size = (uint64_t)info.st_size;
-    if (size == 0 || size > limit) {
-        close(handle);
-        return fail(error, TVMQ_VERIFICATION, "%s/%s: %llu bytes, expected 1 to %zu", folder, name,
-                    (unsigned long long)size, limit);
-    }
-    void *data = mmap(NULL, (size_t)size, PROT_READ, MAP_PRIVATE, handle, 0);
+    if (handle < 0) return -1;
+    *size = (size_t)info.st_size;
+    if (info.st_size > 0 && (uint64_t)info.st_size <= limit) return handle;
     close(handle);
+    return fail(error, TVMQ_VERIFICATION, "%s/%s: %llu bytes, expected 1 to %zu", folder, name,
+                (unsigned long long)info.st_size, limit), -1;
+}
+
+static int map(File *file, int handle, size_t size, const char *folder, const char *name, Error *error) {
+    void *data = mmap(NULL, size, PROT_READ, MAP_PRIVATE, handle, 0);
     if (data == MAP_FAILED)
         return fail(error, TVMQ_RESOURCE, "%s/%s: cannot be mapped (%s)", folder, name, strerror(errno));
-    *file = (File){data, (size_t)size};
+    *file = (File){data, size};
     return 0;
+}
+
+int file_open(File *file, const char *folder, const char *name, size_t limit, Error *error) {
+    size_t size;
+    *file = (File){0};
+    int handle = open_bounded(folder, name, limit, &size, error);
+    if (handle < 0) return error->code;
+    map(file, handle, size, folder, name, error);
+    close(handle);
+    return error->code;
+}
+
+/* Copies size bytes of a file into memory that then never changes; -1 where there is no such memory. */
+static int sealed_copy(int source, size_t size) {
+#if defined(__ANDROID__)
+    (void)source, (void)size; /* memfd_create is there from API level 30 on, and earlier systems may kill who calls it */
+    return -1;
+#else
+    char part[1 << 14];
+    int handle = memfd_create("tvmq-kernels", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    size_t done = 0;
+    while (handle >= 0 && done < size) {
+        ssize_t got = pread(source, part, size - done < sizeof part ? size - done : sizeof part, (off_t)done);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return close(handle), -1;
+        for (ssize_t put = 0, written; put < got; put += written > 0 ? written : 0) {
+            written = write(handle, part + put, (size_t)(got - put));
+            if (written < 0 && errno != EINTR) return close(handle), -1;
+        }
+        done += (size_t)got;
+    }
+    if (handle >= 0 && fcntl(handle, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+        return close(handle), -1;
+    return handle;
+#endif
+}
+
+int file_copy(File *file, const char *folder, const char *name, size_t limit, int *handle, Error *error) {
+    size_t size;
+    *file = (File){0};
+    *handle = -1;
+    int source = open_bounded(folder, name, limit, &size, error);
+    if (source < 0) return error->code;
+    *handle = sealed_copy(source, size);
+    map(file, *handle < 0 ? source : *handle, size, folder, name, error);
+    close(source);
+    return error->code;
 }
 
 void file_close(File *file) {

@@ -26,8 +26,12 @@ typedef struct {
     size_t size;
 } File;
 
-/* Maps the regular file folder/name. Fails for more than limit bytes, for anything but a regular file. */
+/* Maps the regular file folder/name. Fails for more than limit bytes, for anything but a regular file, for links
+ * below the folder. */
 int file_open(File *file, const char *folder, const char *name, size_t limit, Error *error);
+/* As file_open, but maps a copy in memory that nobody can change, of which *handle is a descriptor to be closed;
+ * -1 where the system has no such memory: then the file itself is mapped. */
+int file_copy(File *file, const char *folder, const char *name, size_t limit, int *handle, Error *error);
 void file_close(File *file);
 /* Size of a regular file; fails for anything else. */
 int file_size(const char *folder, const char *name, uint64_t *size, Error *error);

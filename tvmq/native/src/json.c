@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_DEPTH = 32 };
+enum { MAX_DEPTH = 32, MAX_NODES = 1 << 19 };
 
 typedef struct {
     Json *json;
@@ -28,7 +28,7 @@ static bool take(Reader *r, const char *word) {
 
 static JsonNode *add_node(Reader *r, uint32_t *place) {
     Json *json = r->json;
-    if (json->count >= UINT32_MAX || !grow((void **)&json->nodes, &json->room, json->count, sizeof *json->nodes))
+    if (json->count >= MAX_NODES || !grow((void **)&json->nodes, &json->room, json->count, sizeof *json->nodes))
         return NULL;
     *place = (uint32_t)json->count++;
     return &json->nodes[*place];
@@ -62,6 +62,22 @@ static bool parse_unicode(Reader *r) {
     return true;
 }
 
+/* The rest of a character of UTF-8 whose first byte was lead; overlong forms and surrogates are refused. */
+static bool parse_character(Reader *r, uint8_t lead) {
+    const int more = lead < 0xc2 ? 0 : lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : lead < 0xf5 ? 3 : 0;
+    if (!more || r->end - r->at < more) return false;
+    const uint8_t second = r->at[0];
+    if ((lead == 0xe0 && second < 0xa0) || (lead == 0xed && second > 0x9f) || (lead == 0xf0 && second < 0x90) ||
+        (lead == 0xf4 && second > 0x8f))
+        return false;
+    *r->free++ = (char)lead;
+    for (int i = 0; i < more; i++) {
+        if (*r->at >> 6 != 2) return false;
+        *r->free++ = (char)*r->at++;
+    }
+    return true;
+}
+
 static bool parse_string(Reader *r, const char **text) {
     static const char ESCAPES[] = "\"\\/bfnrt", MEANT[] = "\"\\/\b\f\n\r\t";
     if (!take(r, "\"")) return false;
@@ -73,6 +89,10 @@ static bool parse_string(Reader *r, const char **text) {
             return true;
         }
         if (c < 32) return false;
+        if (c >= 0x80) {
+            if (!parse_character(r, c)) return false;
+            continue;
+        }
         if (c != '\\') {
             *r->free++ = (char)c;
             continue;

@@ -25,7 +25,7 @@ typedef struct {
     char *strings; /* all keys and texts */
 } Json;
 
-/* Parses a document of at most 2^31 bytes. where: its name in messages. */
+/* Parses a document of at most 2^31 bytes and half a million values. where: its name in messages. */
 int json_parse(Json *json, const uint8_t *data, size_t size, const char *where, Error *error);
 void json_free(Json *json);
 

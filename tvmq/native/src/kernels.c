@@ -2,15 +2,29 @@
  * The library of an ISA level: its kernels, and what it needs of its host. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
-#include <errno.h>
+#include <limits.h>
+#include <link.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "model.h"
 #include "threads.h"
+
+enum { CLASS = sizeof(void *) == 8 ? ELFCLASS64 : ELFCLASS32 };
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+enum { ORDER = ELFDATA2LSB };
+#else
+enum { ORDER = ELFDATA2MSB };
+#endif
+#if defined(__x86_64__)
+enum { MACHINE = EM_X86_64 };
+#elif defined(__aarch64__)
+enum { MACHINE = EM_AARCH64 };
+#else
+enum { MACHINE = EM_NONE }; /* no level is for it */
+#endif
 
 static void *allocate_workspace(int device, int id, uint64_t bytes, int code, int bits) {
     (void)device, (void)id, (void)code, (void)bits;
@@ -23,19 +37,6 @@ static int free_workspace(int device, int id, void *memory) {
     return 0;
 }
 
-/* A descriptor of memory that holds the verified bytes: what runs is what was hashed, whatever happens to the
- * file, and the library's slots for its host are this model's own. */
-static int memory_copy(const File *library) {
-    int handle = memfd_create("tvmq-kernels", MFD_CLOEXEC);
-    for (size_t done = 0; handle >= 0 && done < library->size;) {
-        ssize_t written = write(handle, library->data + done, library->size - done);
-        if (written < 0 && errno == EINTR) continue;
-        if (written <= 0) return close(handle), -1;
-        done += (size_t)written;
-    }
-    return handle;
-}
-
 static void fill_slot(void *library, const char *name, void *function) {
     void **slot = dlsym(library, name);
     if (slot) *slot = function;
@@ -44,17 +45,53 @@ static void fill_slot(void *library, const char *name, void *function) {
 /* A function as the data pointer that dlsym and the slots deal in. */
 #define ADDRESS(function) ((void *)(uintptr_t)(function))
 
-int kernels_load(tvmq_model *model, const char *name, const File *library, Error *error) {
-    char path[4096];
-    model->library_file = memory_copy(library);
-    if (model->library_file >= 0)
+/* Why these bytes are no library that the system's loader maps as it is, or NULL. */
+static const char *unfit(const File *library) {
+    const ElfW(Ehdr) *head = (const void *)library->data;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    if (library->size < sizeof *head || memcmp(head->e_ident, ELFMAG, SELFMAG) || head->e_type != ET_DYN)
+        return "no shared library";
+    if (head->e_ident[EI_CLASS] != CLASS || head->e_ident[EI_DATA] != ORDER || head->e_machine != MACHINE)
+        return "a library for another kind of CPU";
+    if (head->e_phentsize != sizeof(ElfW(Phdr)) || head->e_phoff % _Alignof(ElfW(Phdr)) ||
+        head->e_phoff > library->size || (library->size - head->e_phoff) / sizeof(ElfW(Phdr)) < head->e_phnum)
+        return "damaged: its segments are not in it";
+    const ElfW(Phdr) *segments = (const void *)(library->data + head->e_phoff);
+    for (size_t i = 0; i < head->e_phnum; i++) {
+        const ElfW(Phdr) *s = &segments[i];
+        if (s->p_offset > library->size || s->p_filesz > library->size - s->p_offset)
+            return "damaged: its segments are not in it";
+        if (s->p_type == PT_LOAD && s->p_align % page) return "made for smaller pages of memory than this system's";
+    }
+    return NULL;
+}
+
+/* The verified bytes from memory. Where a system runs no code from there, or has no /proc, the file, whose bytes are
+ * then verified again. NULL if that fails. */
+static void *load(const tvmq_model *model, const char *name, Error *error) {
+    char path[PATH_MAX];
+    File again;
+    void *library = NULL;
+    if (model->library_file >= 0) {
         snprintf(path, sizeof path, "/proc/self/fd/%d", model->library_file);
-    else /* a system that runs no code from memory */
-        snprintf(path, sizeof path, "%s/%s", model->folder, name);
-    model->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    }
+    if (library || snprintf(path, sizeof path, "%s/%s", model->folder, name) >= (int)sizeof path) return library;
+    library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (library && manifest_file(model, name, MAX_LIBRARY, &again, error)) return dlclose(library), NULL;
+    if (library) file_close(&again);
+    return library;
+}
+
+int kernels_load(tvmq_model *model, const char *name, const File *library, Error *error) {
+    const char *problem = unfit(library);
+    if (problem)
+        return fail(error, TVMQ_VERIFICATION, "%s/%s: %s (compile the model again)", model->folder, name, problem);
+    model->library = load(model, name, error);
     if (!model->library) {
         const char *why = dlerror();
-        return fail(error, TVMQ_VERIFICATION, "%s/%s: cannot be loaded (%s)", model->folder, name, why ? why : "");
+        return error->code ? error->code : fail(error, TVMQ_VERIFICATION, "%s/%s: cannot be loaded (%s)",
+                                                model->folder, name, why ? why : "");
     }
     fill_slot(model->library, "__TVMBackendAllocWorkspace", ADDRESS(allocate_workspace));
     fill_slot(model->library, "__TVMBackendFreeWorkspace", ADDRESS(free_workspace));

@@ -66,21 +66,38 @@ static int check_sizes(const tvmq_model *model, Error *error) {
     return 0;
 }
 
-int manifest_file(const tvmq_model *model, const char *name, size_t limit, File *file, Error *error) {
+/* The listed hash of a file with a plain path, or NULL. */
+static const char *listed_hash(const tvmq_model *model, const char *name, Error *error) {
     const Json *json = &model->manifest;
     const JsonNode *entry = name ? json_get(json, json_get(json, json->nodes, "files"), name) : NULL;
     const char *expected = json_text(json_get(json, entry, "sha256"));
+    if (expected && plain_path(name)) return expected;
+    fail(error, TVMQ_VERIFICATION, "%s: '%.80s' is not listed in %s (compile again)", model->folder, name ? name : "",
+         MANIFEST);
+    return NULL;
+}
+
+static int check_hash(const tvmq_model *model, const char *name, const char *expected, File *file, Error *error) {
     char hex[65];
-    *file = (File){0};
-    if (!expected || !plain_path(name))
-        return fail(error, TVMQ_VERIFICATION, "%s: '%.80s' is not listed in %s (compile again)", model->folder,
-                    name ? name : "", MANIFEST);
-    if (file_open(file, model->folder, name, limit, error)) return error->code;
     sha256_hex(file->data, file->size, NULL, 0, hex);
     if (!strcmp(hex, expected)) return 0;
     file_close(file);
     return fail(error, TVMQ_VERIFICATION, "%s/%s: contents differ (sha256) (compile or copy the artifact again)",
                 model->folder, name);
+}
+
+int manifest_file(const tvmq_model *model, const char *name, size_t limit, File *file, Error *error) {
+    const char *expected = listed_hash(model, name, error);
+    *file = (File){0};
+    if (!expected || file_open(file, model->folder, name, limit, error)) return error->code;
+    return check_hash(model, name, expected, file, error);
+}
+
+int manifest_copy(tvmq_model *model, const char *name, size_t limit, File *file, Error *error) {
+    const char *expected = listed_hash(model, name, error);
+    *file = (File){0};
+    if (!expected || file_copy(file, model->folder, name, limit, &model->library_file, error)) return error->code;
+    return check_hash(model, name, expected, file, error);
 }
 
 /* Whether this CPU has every feature that a level lists. */

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_PROGRAM = 4 << 20, MAX_LIBRARY = 1 << 30 };
+enum { MAX_PROGRAM = 4 << 20 };
 
 /* "translate" or "encode", by the functions that the program has. */
 static const char *task_of(const Program *program) {
@@ -32,8 +32,8 @@ int model_load(tvmq_model *model, const char *path, const char *isa, Error *erro
     if (error->code) return error->code;
     model->task = task_of(&model->program);
     if (!model->task) return fail(error, TVMQ_INPUT, "%s: neither translates nor encodes", path);
-    if (weights_load(model, error)) return error->code;
-    if (manifest_file(model, library, MAX_LIBRARY, &file, error)) return error->code;
+    if (weights_load(model, error) || figures_check(model, error)) return error->code;
+    if (manifest_copy(model, library, MAX_LIBRARY, &file, error)) return error->code;
     kernels_load(model, library, &file, error);
     file_close(&file);
     return error->code;

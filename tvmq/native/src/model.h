@@ -72,10 +72,17 @@ void model_fill_positions(tvmq_model *model, size_t count);
 int manifest_load(tvmq_model *model, const char *isa, const JsonNode **level, Error *error);
 /* Maps a listed file and checks its hash. */
 int manifest_file(const tvmq_model *model, const char *name, size_t limit, File *file, Error *error);
+/* The same of a copy that nobody can change, whose descriptor, if it has one, becomes model->library_file. */
+int manifest_copy(tvmq_model *model, const char *name, size_t limit, File *file, Error *error);
 
-/* kernels.c: loads the library with the given bytes and finds the program's kernels in it. */
+enum { MAX_LIBRARY = 1 << 26 };
+/* kernels.c: loads the library with the given verified bytes, or of model->library_file, and finds the program's
+ * kernels in it. */
 int kernels_load(tvmq_model *model, const char *name, const File *library, Error *error);
 void kernels_free(tvmq_model *model);
+
+/* figures.c: whether the manifest's figures are those of the program and its tables. */
+int figures_check(const tvmq_model *model, Error *error);
 
 /* weights.c: what the program takes from the mapped weights file, widened or computed where it is not stored. */
 int weights_load(tvmq_model *model, Error *error);

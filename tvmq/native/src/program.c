@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_SIZE_BITS = 31 };
+enum { MAX_SIZE_BITS = 31, MAX_FUNCTIONS = 256 };
 enum { EXTENTS, INPUTS, OUTPUTS, POOLS, TENSORS, CALLS, TAKEN };
 
 /* The lines that are left. Words are cut out of the text by zeros. */
@@ -169,7 +169,7 @@ static bool call(Reader *r, Function *f, size_t kernels) {
 }
 
 static bool function(Reader *r, Program *p) {
-    Function *f = ADD(p, functions, function_count, 2);
+    Function *f = p->function_count < MAX_FUNCTIONS ? ADD(p, functions, function_count, 2) : NULL;
     if (!f || !word(r, &f->name)) return wrong(r, "no memory");
     r->extents = 0;
     while (line_of(r, "extent"))
@@ -203,7 +203,7 @@ static bool function(Reader *r, Program *p) {
 
 static bool parse(Reader *r, Program *p) {
     const char *version = line_of(r, "tvmq-program") ? cut(r, '\n') : NULL;
-    if (!version || strcmp(version, "1")) return wrong(r, "its first line is not tvmq-program 1");
+    if (!version || strcmp(version, "1")) return r->line = 1, wrong(r, "its first line is not tvmq-program 1");
     while (line_of(r, "kernel")) {
         const char **kernel = ADD(p, kernels, kernel_count, 0);
         if (!kernel || !word(r, kernel)) return wrong(r, "no memory");

@@ -20,6 +20,11 @@ static int failed(tvmq_session *session) {
                 model->folder, model->isa);
 }
 
+static int foreign(tvmq_session *session) {
+    return fail(&session->error, TVMQ_VERIFICATION, "%s: selftest.json is none of this model (compile the model again)",
+                session->model->folder);
+}
+
 /* Whole numbers of a list below limit into out; their count, or -1. */
 static int numbers(const Json *json, const JsonNode *list, uint64_t limit, int32_t *out, int room) {
     int count = 0;
@@ -43,7 +48,7 @@ static int translation(tvmq_session *session, const Json *json) {
     const int length = numbers(json, json_get(json, json->nodes, "source"), words - 1, source, MAX_TOKENS);
     const int known = numbers(json, json_get(json, json->nodes, "ids"), INT32_MAX, ids, WATCHED);
     if (length == 0) return 0; /* made on a machine that could not run it */
-    if (length < 0 || known <= 0) return failed(session);
+    if (length < 0 || known <= 0) return foreign(session);
     const size_t size = (size_t)length;
     const int32_t start = session->options.start;
     if (decoder_begin(session, source, &size, 1, 1, 2) ||
@@ -81,16 +86,19 @@ static int encoder(tvmq_session *session, const Json *json) {
     int32_t ids[MAX_TOKENS];
     size_t lengths[MAX_TOKENS], count = 0;
     int used = 0;
-    if (!texts || texts->kind != JSON_LIST || !answers || answers->kind != JSON_OBJECT) return failed(session);
+    if (!texts || texts->kind != JSON_LIST || !answers || answers->kind != JSON_OBJECT) return foreign(session);
     for (const JsonNode *n = json_first(json, texts); n; n = json_next(json, n), count++) {
         const int length = numbers(json, n, INT32_MAX, ids + used, MAX_TOKENS - used);
-        if (length <= 0) return failed(session);
+        if (length <= 0) return foreign(session);
         lengths[count] = (size_t)length;
         used += length;
     }
-    for (const JsonNode *n = json_first(json, answers); count && n; n = json_next(json, n))
-        if (encode(session, n->key, ids, NULL, lengths, count) || compare_rows(session, json, n))
-            return session->error.code;
+    if (count && !answers->count) return foreign(session);
+    for (const JsonNode *n = json_first(json, answers); count && n; n = json_next(json, n)) {
+        const int code = encode(session, n->key, ids, NULL, lengths, count);
+        if (code == TVMQ_INPUT || code == TVMQ_USAGE) return foreign(session);
+        if (code || compare_rows(session, json, n)) return session->error.code;
+    }
     return 0;
 }
 

@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define _GNU_SOURCE
 #include "threads.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -17,6 +15,11 @@ struct Threads {
     ParallelGroup group;
     atomic_uint generation;
     atomic_int left, failed, sleeping, stop;
+    /* where threads run: changed by the caller between loops, followed by each thread when the next one starts */
+    Pin pin;
+    cpu_set_t allowed, cores; /* those that the caller may use, and the fast ones of them or all */
+    bool fast, moved;
+    int placement;
     pthread_mutex_t lock;
     pthread_cond_t wake;
     pthread_t workers[MAX_THREADS];
@@ -63,13 +66,25 @@ static void start_generation(Threads *t) {
     }
 }
 
+/* Moves the calling thread to its place; whether it has one. */
+static bool move(const Threads *t, int number) {
+    cpu_set_t chosen;
+    return cores_for(t->pin, t->fast, &t->cores, number, t->count, &chosen) &&
+           !sched_setaffinity(0, sizeof chosen, &chosen);
+}
+
 static void *work(void *argument) {
     Worker worker = *(Worker *)argument;
     Threads *t = worker.threads;
+    int placement = 0;
     free(argument);
     for (unsigned seen = 0;;) {
         seen = next_generation(t, seen);
         if (atomic_load(&t->stop)) return NULL;
+        if (placement != t->placement) {
+            placement = t->placement;
+            if (!move(t, worker.number)) sched_setaffinity(0, sizeof t->allowed, &t->allowed);
+        }
         if (t->task(worker.number, &t->group, t->closure)) atomic_store(&t->failed, 1);
         atomic_fetch_sub(&t->left, 1);
     }
@@ -80,6 +95,7 @@ Threads *threads_new(int count) {
     if (!t) return NULL;
     t->count = count;
     t->group.count = count;
+    t->pin = PIN_BIG;
     if (pthread_mutex_init(&t->lock, NULL)) return free(t), NULL;
     if (pthread_cond_init(&t->wake, NULL)) return pthread_mutex_destroy(&t->lock), free(t), NULL;
     for (int i = 1; i < count; i++) {
@@ -105,7 +121,32 @@ void threads_free(Threads *t) {
     free(t);
 }
 
-void threads_use(Threads *threads) { current = threads; }
+void threads_pin(Threads *t, Pin pin) {
+    t->pin = pin;
+    CPU_ZERO(&t->allowed); /* so that the threads are placed anew */
+}
+
+/* Cores do not change, but those that the caller may use do. */
+static void place(Threads *t) {
+    cpu_set_t allowed;
+    t->moved = false;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    if (!CPU_EQUAL(&allowed, &t->allowed)) {
+        t->allowed = allowed;
+        t->fast = cores_big("/sys", &allowed, &t->cores);
+        if (!t->fast) t->cores = allowed;
+        t->placement++;
+    }
+    t->moved = move(t, 0);
+}
+
+void threads_use(Threads *threads) {
+    if (threads)
+        place(threads);
+    else if (current && current->moved)
+        sched_setaffinity(0, sizeof current->allowed, &current->allowed);
+    current = threads;
+}
 
 int threads_launch(ParallelTask task, void *closure, int wanted) {
     Threads *t = current;

@@ -7,7 +7,7 @@
 
 #include "model.h"
 
-enum { MAX_TABLE_ITEMS = 1 << 26 };
+enum { MAX_TABLE_ITEMS = 1 << 26, MAX_HEADER = 1 << 25 };
 
 typedef struct {
     DataType dtype;
@@ -173,7 +173,7 @@ int weights_load(tvmq_model *model, Error *error) {
     Json header;
     if (manifest_file(model, name, (size_t)1 << 40, file, error)) return error->code;
     uint64_t length = file->size < 8 ? UINT64_MAX : item(file->data, 8, 0);
-    if (length > file->size - 8 || length > 100000000)
+    if (length > file->size - 8 || length > MAX_HEADER)
         return fail(error, TVMQ_VERIFICATION, "%s/%s: its header is cut off", model->folder, name);
     model->weights = calloc(program->weight_count + 1, sizeof *model->weights);
     if (!model->weights) return fail(error, TVMQ_RESOURCE, "no memory for %zu weights", program->weight_count);
