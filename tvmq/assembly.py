@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from relay_passes.bit_plan import BitPlan, WordBits
 from schedules.lut_table import Tables
 from schedules.tuning_log import NO_RECORDS, TuningLog
-from targets import detect_host, get_target, resolve_targets
+from targets import detect_host, pick_targets
 from targets.spec import TargetSpec
 
 from . import __version__, build
@@ -73,7 +73,7 @@ class Clock:
 def pick_levels(target: str, names: Sequence[str] | None) -> tuple[TargetSpec, ...]:
     """The ISA levels of a target or of an explicit list, lowest first; UsageError for unknown ones."""
     try:
-        levels = tuple(get_target(n) for n in names) if names else resolve_targets(target)
+        levels = pick_targets(target, names)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if len({level.name for level in levels}) != len(levels):
@@ -86,7 +86,7 @@ def pick_levels(target: str, names: Sequence[str] | None) -> tuple[TargetSpec, .
 
 def best_level(levels: Sequence[TargetSpec]) -> str | None:
     """The best compiled level that this machine runs; None when cross-compiling."""
-    compiled = {level.name for level in levels}
+    compiled = {level.name for level in levels if level.system == "linux"}
     return next((name for name in detect_host() if name in compiled), None)
 
 

@@ -26,6 +26,10 @@ static int free_workspace(int device, int id, void *memory) {
 /* A descriptor of memory that holds the verified bytes: what runs is what was hashed, whatever happens to the
  * file, and the library's slots for its host are this model's own. */
 static int memory_copy(const File *library) {
+#if defined(__ANDROID__)
+    (void)library; /* memfd_create is there from API level 30 on, and earlier systems may kill who calls it */
+    return -1;
+#else
     int handle = memfd_create("tvmq-kernels", MFD_CLOEXEC);
     for (size_t done = 0; handle >= 0 && done < library->size;) {
         ssize_t written = write(handle, library->data + done, library->size - done);
@@ -34,6 +38,7 @@ static int memory_copy(const File *library) {
         done += (size_t)written;
     }
     return handle;
+#endif
 }
 
 static void fill_slot(void *library, const char *name, void *function) {
@@ -46,8 +51,10 @@ static void fill_slot(void *library, const char *name, void *function) {
 
 int kernels_load(tvmq_model *model, const char *name, const File *library, Error *error) {
     char path[4096];
-    model->library_file = memory_copy(library);
-    if (model->library_file >= 0)
+    model->library_file = library ? memory_copy(library) : -1;
+    if (!library) /* by its name alone, the loader looks where the system installs libraries of the application */
+        snprintf(path, sizeof path, "%s", name);
+    else if (model->library_file >= 0)
         snprintf(path, sizeof path, "/proc/self/fd/%d", model->library_file);
     else /* a system that runs no code from memory */
         snprintf(path, sizeof path, "%s/%s", model->folder, name);

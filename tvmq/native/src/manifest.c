@@ -66,6 +66,11 @@ static int check_sizes(const tvmq_model *model, Error *error) {
     return 0;
 }
 
+bool manifest_lists(const tvmq_model *model, const char *name) {
+    const Json *json = &model->manifest;
+    return json_get(json, json_get(json, json->nodes, "files"), name) != NULL;
+}
+
 int manifest_file(const tvmq_model *model, const char *name, size_t limit, File *file, Error *error) {
     const Json *json = &model->manifest;
     const JsonNode *entry = name ? json_get(json, json_get(json, json->nodes, "files"), name) : NULL;
