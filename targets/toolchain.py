@@ -35,6 +35,8 @@ _ANDROID = (
     "-Wl,-z,now", "-Wl,--hash-style=gnu",
 )  # fmt: skip
 _BARE = ("-nostdlib",)
+_BARE_ZIG = ("-nostdlib", "--rtlib=compiler-rt")
+"""Zig calls helpers of its own for atomics; they lie in its library, which needs no other."""
 _BARE_GCC = ("-ffixed-x18", "-mno-outline-atomics", "-fno-stack-protector", "-U_FORTIFY_SOURCE")
 """x18 is the platform's on Android; atomics of libgcc would ask glibc for the CPU's features."""
 
@@ -113,13 +115,14 @@ def compile_options(linker: Linker) -> tuple[str, ...]:
         return ()
     own = ("-D__ANDROID__", "-isystem", bionic.include_folder())
     if linker.name == "ziglang":
-        return ("-nostdlibinc", *own)
+        return ("-nostdlibinc", *own, "-fno-stack-protector")
     return ("-nostdinc", *own, "-isystem", _own_headers(linker.command), *_gcc_options(linker.command))
 
 
 def link_options(linker: Linker) -> tuple[str, ...]:
     """Options with which ``linker`` makes shared libraries."""
-    return (*(_ANDROID if linker.android else _LINUX), *(_BARE if linker.bare else ()))
+    bare = _BARE_ZIG if linker.name == "ziglang" else _BARE
+    return (*(_ANDROID if linker.android else _LINUX), *(bare if linker.bare else ()))
 
 
 def link_libraries(linker: Linker) -> tuple[str, ...]:

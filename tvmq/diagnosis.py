@@ -154,7 +154,7 @@ def _ndk() -> Check:
     except ValueError as error:
         return Check(name="Android NDK", status="missing", found=str(error), fix=f"correct or unset {NDK}")
     if clang is None:
-        fix = f"nothing: without it the linker for android-arm64 is used; else set {NDK} to its folder"
+        fix = f"to use it, set {NDK} to its folder"
         return Check(name="Android NDK", status="optional", found=f"none ({NDK} is not set)", fix=fix)
     return Check(name="Android NDK", status="ok", found=clang)
 

@@ -35,7 +35,7 @@ def sentences(count: int) -> list[str]:
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model at the default setting, for every ISA level."""
     path = tmp_path_factory.mktemp("compiled") / "en-de.tvmq"
-    assert main(["compile", str(MODEL), "-o", str(path), "-q", "--target", "x86-64"]) == 0
+    assert main(["compile", str(MODEL), "-o", str(path), "-q", "--target", "linux-x86-64"]) == 0
     return path
 
 

@@ -30,7 +30,7 @@ def sources() -> list[list[int]]:
 
 @pytest.fixture(scope="module", params=PRESETS)
 def artifact(request: pytest.FixtureRequest, compiled: Callable[..., Path]) -> Path:
-    return compiled(request.param, target="x86-64")
+    return compiled(request.param, target="linux-x86-64")
 
 
 @pytest.fixture(scope="module")

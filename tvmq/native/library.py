@@ -24,7 +24,7 @@ LIBRARY = "lib/libtvmq.so"
 HEADER = "include/tvmq.h"
 """Where an artifact holds the runtime and its interface."""
 FOLDER = Path(__file__).parent
-_COMPILE = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off")
+_COMPILE = ("-std=c11", "-O2", "-fPIC", "-g0", "-fvisibility=hidden", "-ffp-contract=off")
 _SHARED = ("-shared", "-s", "-Wl,--build-id=none", "-Wl,-z,defs")
 
 
@@ -83,6 +83,7 @@ def shared_library(
     _run(compiler, [*compiler.command, *options, *link_options(compiler), *named, *ends], what)
 
 
+@cache
 def static_library(compiler: Linker) -> bytes:
     """The runtime as ``libtvmq.a``, for programs that hold it; MissingToolError as above."""
     what = "the native runtime"

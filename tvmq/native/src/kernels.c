@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+#if !defined(__ANDROID__)
+#include <sys/syscall.h>
+#endif
 #include <unistd.h>
 
 #include "model.h"
@@ -30,7 +32,7 @@ static int memory_copy(const File *library) {
     (void)library; /* memfd_create is there from API level 30 on, and earlier systems may kill who calls it */
     return -1;
 #else
-    int handle = memfd_create("tvmq-kernels", MFD_CLOEXEC);
+    int handle = (int)syscall(SYS_memfd_create, "tvmq-kernels", 1U /* MFD_CLOEXEC */); /* glibc has it from 2.27 on */
     for (size_t done = 0; handle >= 0 && done < library->size;) {
         ssize_t written = write(handle, library->data + done, library->size - done);
         if (written < 0 && errno == EINTR) continue;

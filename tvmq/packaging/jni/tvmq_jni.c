@@ -26,7 +26,7 @@ static void throw_error(JNIEnv *env, jclass native, int code, const char *messag
         env, text, 0, size, (const jbyte *)message);
     jthrowable error = JNI(env, JNI_CALL_STATIC_OBJECT_METHOD, jobject, jclass, jmethodID, ...)(
         env, native, make, (jint)code, text);
-    if (error) JNI(env, JNI_THROW, jint, jthrowable)(env, error);
+    if (!JNI_0(env, JNI_EXCEPTION_CHECK, jboolean)) JNI(env, JNI_THROW, jint, jthrowable)(env, error);
 }
 
 static jsize length_of(JNIEnv *env, jarray array) {
@@ -223,10 +223,11 @@ METHOD(jfloat, score)(JNIEnv *env, jclass native, jlong handle, jint sentence, j
 METHOD(void, encode)(JNIEnv *env, jclass native, jlong handle, jarray function, jarray ids, jarray types,
                      jarray lengths) {
     char buffer[MAX_TEXT];
-    int good;
+    int good = 0;
     Batch batch;
     tvmq_session *session = session_of(env, native, handle);
     const char *name = session ? text_of(env, native, function, buffer, &good) : NULL;
+    if (session && good && !name) throw_error(env, native, TVMQ_USAGE, "there is no function");
     if (!name || !batch_read(env, native, ids, types, lengths, &batch)) return;
     const int code = !strcmp(name, "classify")
                          ? tvmq_classify(session, batch.ids, batch.types, batch.lengths, batch.count)
