@@ -18,9 +18,9 @@ from pathlib import Path
 HEADER = Path(__file__).with_name("bionic.h")
 LIBRARIES = ("libc.so", "libm.so", "libdl.so")
 NAMES = (
-    "dirent.h", "dlfcn.h", "errno.h", "fcntl.h", "limits.h", "math.h", "pthread.h", "sched.h", "stdint.h",
-    "stdio.h", "stdlib.h", "string.h", "sys/auxv.h", "sys/mman.h", "sys/stat.h", "sys/types.h", "time.h",
-    "unistd.h",
+    "dirent.h", "dlfcn.h", "elf.h", "errno.h", "fcntl.h", "limits.h", "link.h", "math.h", "pthread.h",
+    "sched.h", "stdint.h", "stdio.h", "stdlib.h", "string.h", "sys/auxv.h", "sys/mman.h", "sys/stat.h",
+    "sys/types.h", "time.h", "unistd.h",
 )  # fmt: skip
 """Standard headers that are ``bionic.h``; those that need no library are the compiler's own."""
 _SECTION = re.compile(r"^/\* == (\w+\.so) == \*/$", re.MULTILINE)

@@ -19,7 +19,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 
-/* stdint.h: compilers know the types */
+/* stdint.h */
 typedef __INT8_TYPE__ int8_t;
 typedef __INT16_TYPE__ int16_t;
 typedef __INT32_TYPE__ int32_t;
@@ -41,18 +41,14 @@ typedef uint16_t uint_least16_t;
 typedef uint32_t uint_least32_t;
 typedef uint64_t uint_least64_t, uint_fast16_t, uint_fast32_t, uint_fast64_t;
 #define INT8_MAX 127
-#define INT16_MAX 32767
 #define INT32_MAX 2147483647
 #define INT64_MAX 9223372036854775807L
 #define INT32_MIN (-INT32_MAX - 1)
-#define INT64_MIN (-INT64_MAX - 1)
-#define UINT8_MAX 255
-#define UINT16_MAX 65535
 #define UINT32_MAX 4294967295U
 #define UINT64_MAX 18446744073709551615UL
 #define SIZE_MAX UINT64_MAX
-#define INTPTR_MAX INT64_MAX
-#define UINTPTR_MAX UINT64_MAX
+
+#include "elf_types.h"
 
 /* limits.h; PATH_MAX: linux/limits.h */
 #define CHAR_BIT 8
@@ -65,6 +61,7 @@ typedef uint64_t uint_least64_t, uint_fast16_t, uint_fast32_t, uint_fast64_t;
 #define LLONG_MAX 9223372036854775807LL
 #define ULLONG_MAX 18446744073709551615ULL
 #define PATH_MAX 4096
+#define NAME_MAX 255
 
 /* sys/types.h, asm-generic/posix_types.h */
 typedef long ssize_t;
@@ -88,10 +85,12 @@ typedef unsigned long dev_t;
 #define EAGAIN 11
 #define ENOMEM 12
 #define EACCES 13
-#define EBUSY 16
 #define EEXIST 17
+#define ENOTDIR 20
 #define EINVAL 22
 #define ERANGE 34
+#define ENAMETOOLONG 36
+#define ELOOP 40
 
 /* asm-arm64/fcntl.h, asm-generic/fcntl.h */
 #define O_RDONLY 0
@@ -183,6 +182,7 @@ typedef struct {
 #define CPU_SET(cpu, set) ((void)((size_t)(cpu) < CPU_SETSIZE && ((set)->__bits[(size_t)(cpu) / 64] |= 1UL << (cpu) % 64)))
 #define CPU_CLR(cpu, set) ((void)((size_t)(cpu) < CPU_SETSIZE && ((set)->__bits[(size_t)(cpu) / 64] &= ~(1UL << (cpu) % 64))))
 #define CPU_ISSET(cpu, set) ((size_t)(cpu) < CPU_SETSIZE && ((set)->__bits[(size_t)(cpu) / 64] >> (cpu) % 64 & 1))
+#define CPU_EQUAL(a, b) (!__builtin_memcmp(a, b, sizeof(cpu_set_t)))
 #define CPU_COUNT(set) __sched_cpucount(sizeof(cpu_set_t), set)
 
 /* bits/pthread_types.h, 64 bits; pthread.h */
@@ -291,6 +291,7 @@ char *fgets(char *to, int size, FILE *file);
 size_t fread(void *to, size_t size, size_t count, FILE *file);
 size_t fwrite(const void *from, size_t size, size_t count, FILE *file);
 int open(const char *path, int flags, ...);
+int openat(int folder, const char *path, int flags, ...);
 int close(int handle);
 ssize_t read(int handle, void *to, size_t size);
 ssize_t pread(int handle, void *to, size_t size, off_t offset);

@@ -52,7 +52,7 @@ def test_registry_names_and_ranks() -> None:
 
 
 def test_unknown_target_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown target 'avx9'; known: host, linux-x86-64, linux-arm64, android-arm64, "):
+    with pytest.raises(ValueError, match="unknown target 'avx9'; known: host, linux-x86-64, "):
         get_target("avx9")
 
 

@@ -14,8 +14,8 @@ from targets import resolve_targets
 from targets.spec import TargetSpec
 from targets.toolchain import Linker, find_linker
 from tests.elf_facts import Library, check_library
-from tvmq.build import linking
 from tvmq import packaging
+from tvmq.build import linking
 from tvmq.native import library
 from tvmq.packaging.android import GLUE, link_glue
 
@@ -29,7 +29,7 @@ NATIVE_METHODS = frozenset(
 
 
 @T.prim_func(s_tir=True)
-def kernel(A: T.Buffer((64,), "float32"), B: T.Buffer((64,), "float32")):
+def kernel(A: T.Buffer((64,), "float32"), B: T.Buffer((64,), "float32")) -> None:
     T.func_attr({"tirx.noalias": True})
     for i in range(64):
         with T.sblock("b"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -13,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tvmq as library
-from targets import host_architecture, set_of
+from targets import detect_host, host_architecture, set_of
 from tvmq import api
+from tvmq.options import CompileOptions, PlanOptions
+from tvmq.tokenizer import MarianTokenizer
 
 from .conftest import TEXT
 
@@ -64,15 +69,14 @@ def test_the_artifact_inside_is_whole(unpacked: Path) -> None:
     assert api.verify(artifact).ok
     tokenizer = unpacked / "share" / "tvmq" / "tokenizer"
     pieces = (tokenizer / "pieces.txt").read_text(encoding="utf-8").splitlines()
-    from tvmq.tokenizer import MarianTokenizer
-
     own = MarianTokenizer.open(artifact / "tokenizer")
     assert len(pieces) == own.vocabulary.highest + 1
     assert pieces[own.unk_id] == "<unk>"
     assert all(own.vocabulary.token(piece) == number for number, piece in enumerate(pieces) if piece)
     assert (tokenizer / "source.spm").read_bytes()
-    texts = [path.read_text() for path in unpacked.rglob("*") if path.suffix in (".pc", ".md", ".cmake", ".txt")]
-    assert not [text for text in texts if "@" in text.replace("pieces.txt", "")], "every value was filled in"
+    texts = [path.read_text() for path in unpacked.rglob("*") if path.suffix in (".pc", ".md", ".cmake")]
+    assert texts
+    assert not [text for text in texts if "@" in text], "every value was filled in"
 
 
 def test_a_program_is_built_with_pkg_config(unpacked: Path, answers: Answers, tmp_path: Path) -> None:
@@ -113,8 +117,8 @@ def test_the_cpp_example_says_what_is_wrong(unpacked: Path, tmp_path: Path) -> N
         pytest.skip("no C++ compiler")
     program = tmp_path / "cpp"
     words = ["-std=c++17", "-Wall", "-Wextra", "-Werror", unpacked / "example" / "example.cpp"]
-    ends = ["-I", unpacked / "include", unpacked / "lib" / "libtvmq.a", "-o", program, "-lm", "-lpthread", "-ldl"]
-    subprocess.run([compiler, *map(str, [*words, *ends])], check=True)
+    words += ["-I", unpacked / "include", unpacked / "lib" / "libtvmq.a", "-o", program]
+    subprocess.run([compiler, *map(str, words), "-lm", "-lpthread", "-ldl"], check=True)
     (artifact,) = (unpacked / "share" / "tvmq").glob("*.tvmq")
     for words, text, message in (
         ([tmp_path], "", "not an artifact (no manifest.json)"),
@@ -139,3 +143,86 @@ def test_command_line(host_artifact: Path, tvmq: Any, tmp_path: Path) -> None:
     assert output.stat().st_ino == before
     assert tvmq("package", host_artifact, "--linux", "-o", output, "--force").code == 0
     assert output.stat().st_ino != before
+
+
+@pytest.fixture
+def copy(host_artifact: Path, tmp_path: Path) -> Path:
+    """The artifact, to be damaged."""
+    return Path(shutil.copytree(host_artifact, tmp_path / "copy.tvmq"))
+
+
+def one_line(done: Any, code: int) -> str:
+    (line,) = done.err.splitlines()
+    assert done.code == code
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("system", "name"),
+    [("--linux", "weights.safetensors"), ("--linux", "lib/libtvmq.so"), ("--android", "plan.json")],
+)
+def test_a_damaged_artifact_is_not_packaged(
+    copy: Path, tvmq: Any, tmp_path: Path, system: str, name: str
+) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    output = tmp_path / "output"
+    if system == "--linux":
+        assert f"{name}: contents differ" in one_line(tvmq("package", copy, system, "-o", output), 5)
+    else:  # for another system, which is said before anything is hashed
+        assert "--android takes an artifact of" in one_line(tvmq("package", copy, system, "-o", output), 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.tvmq"]
+
+
+def test_bad_words(copy: Path, tvmq: Any, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    assert "give --linux or --android" in one_line(tvmq("package", copy, "-o", output), 2)
+    both = tvmq("package", copy, "--linux", "--android", "-o", output)
+    assert "give --linux or --android" in one_line(both, 2)
+    assert "not an artifact" in one_line(tvmq("package", tmp_path, "--linux", "-o", output), 3)
+    nowhere = tvmq("package", copy, "--linux", "-o", tmp_path / "none" / "x")
+    assert "does not exist (create it first)" in one_line(nowhere, 3)
+    folder = tvmq("package", copy, "--linux", "-o", copy, "--force")
+    assert "is a folder" in one_line(folder, 2)
+    inside = tvmq("package", copy, "--android", "-o", copy / "project")
+    assert "lies inside the input" in one_line(inside, 2)
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    kept = tvmq("package", copy, "--android", "-o", foreign, "--force")
+    assert "is not an Android project" in one_line(kept, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.tvmq", "mine"]
+
+
+def test_a_full_disk_leaves_nothing(copy: Path, tvmq: Any, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    heard = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        done = tvmq("package", copy, "--linux", "-o", tmp_path / "x.tar.gz")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, heard)
+    assert done.code in (3, 4)
+    assert len(done.err.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.tvmq"]
+
+
+def test_without_a_compiler_nothing_is_begun(
+    copy: Path, tvmq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("targets.toolchain.find_spec", lambda name: None)
+    done = tvmq("package", copy, "--linux", "-o", tmp_path / "x.tar.gz")
+    assert "no C compiler to link with" in one_line(done, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.tvmq"]
+
+
+def test_what_only_python_runs_is_not_packaged(tvmq: Any, tmp_path: Path) -> None:
+    module, artifact = torch.nn.Linear(32, 32), tmp_path / "module.tvmq"
+    options = CompileOptions(plan=PlanOptions(preset="fp32"), isa_levels=(detect_host()[0],))
+    library.compile(module.eval().requires_grad_(False), (torch.zeros(2, 32),), artifact, options)
+    done = tvmq("package", artifact, "--linux", "-o", tmp_path / "x.tar.gz")
+    assert "holds no native program, only Python runs it" in one_line(done, 3)
+    assert not (tmp_path / "x.tar.gz").exists()

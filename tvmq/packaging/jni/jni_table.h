@@ -20,9 +20,7 @@ typedef void *jobject, *jclass, *jthrowable, *jarray, *jmethodID;
 
 /* Indices into the table. */
 enum {
-    JNI_FIND_CLASS = 6,
     JNI_THROW = 13,
-    JNI_THROW_NEW = 14,
     JNI_GET_OBJECT_CLASS = 31,
     JNI_GET_METHOD_ID = 33,
     JNI_CALL_BOOLEAN_METHOD = 37,
