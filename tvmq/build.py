@@ -28,6 +28,8 @@ from .native.program import Program
 OPTIONS = ("-shared", "-fPIC", "-s", "-Wl,--build-id=none")
 NOT_PROTECTED = "-Wl,-z,norelro"
 """Else up to 64 KB would be filled to keep a few addresses read-only beside slots that are written anyway."""
+SONAME = "libtvmq_kernels.so"
+"""The same for all, since levels whose kernels are the same share a library; it is opened by its path."""
 EXPORTS = "{ global: __tvm_ffi_*; __TVM*; local: *; };\n"
 """A linker's version script: kernels, the executable, and the slots that their host fills."""
 
@@ -128,7 +130,7 @@ def linking(target: TargetSpec) -> Any:
     def create(output: str, objects: Sequence[str], options: Any = None, **_: Any) -> None:
         exports = Path(objects[0]).with_name("exports.map")
         exports.write_text(EXPORTS, encoding="ascii")
-        named = f"-Wl,-soname,{Path(output).name}", f"-Wl,--version-script={exports}"
+        named = f"-Wl,-soname,{SONAME}", f"-Wl,--version-script={exports}"
         try:
             ends = link_libraries(linker)
             command = [*linker.command, *OPTIONS, *link_options(linker), NOT_PROTECTED, *named, "-o", output]

@@ -149,7 +149,8 @@ def test_a_changed_library_is_refused(
     monkeypatch.setenv(EXECUTOR, "native")
     artifact = tmp_path / "changed.tvmq"
     shutil.copytree(compiled("3-bit", target="linux-x86-64"), artifact)
-    for name in (f"lib/{detect_host()[0]}.so", "weights.safetensors", "lib/libtvmq.so"):
+    levels = {level["name"]: level["library"] for level in tvmq.inspect(artifact)["libraries"]}
+    for name in (levels[detect_host()[0]], "weights.safetensors", "lib/libtvmq.so"):
         path = artifact / name
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
