@@ -60,10 +60,11 @@ def package_android(path: Path, output: Path, *, force: bool = False) -> int:
 
 def installed_names(manifest: Manifest) -> dict[str, str]:
     """Library of a level -> its name among the native libraries of an application."""
-    return {
-        level.library: f"libtvmq_{manifest.files[level.library].sha256[:12]}_{level.name}.so"
-        for level in manifest.isa_levels
-    }
+    names: dict[str, str] = {}
+    for level in manifest.isa_levels:  # a library that several levels share has the name of the lowest
+        digest = manifest.files[level.library].sha256
+        names.setdefault(level.library, f"libtvmq_{digest[:12]}_{level.name}.so")
+    return names
 
 
 def write_assets(source: Source, folder: Path) -> int:

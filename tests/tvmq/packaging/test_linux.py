@@ -11,6 +11,7 @@ import signal
 import subprocess
 import tarfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,18 @@ def test_programs_are_built_with_cmake(unpacked: Path, answers: Answers, tmp_pat
         assert done.returncode == 0, done.stdout + done.stderr
     for name, beams in (("example", 1), ("example_cpp", 4)):
         assert run(tmp_path / "build" / name, unpacked, 2, beams) == [tokens for _, tokens in answers(beams)]
+    if "SENTENCEPIECE_LIBRARY:FILEPATH=/" in (tmp_path / "build" / "CMakeCache.txt").read_text():
+        check_text(tmp_path / "build" / "example_cpp", unpacked)
+
+
+def check_text(program: Path, folder: Path) -> None:
+    """Text in, text out, as the Python runtime has it: known pieces, unknown ones, an empty line."""
+    (artifact,) = (folder / "share" / "tvmq").glob("*.tvmq")
+    texts = ["one two", "a b c, d!", "\u65e5\u672c\u8a9e x", "the end"]
+    command = [str(program), str(artifact), str(folder / "share" / "tvmq" / "tokenizer"), "1", "4"]
+    done = subprocess.run(command, input="\n".join(texts), capture_output=True, text=True, check=True)
+    with closing(library.load(artifact)) as translator:
+        assert done.stdout.splitlines() == translator.translate(texts, beams=4)
 
 
 def test_a_program_may_hold_the_runtime(unpacked: Path, answers: Answers, tmp_path: Path) -> None:
@@ -186,6 +199,8 @@ def test_bad_words(copy: Path, tvmq: Any, tmp_path: Path) -> None:
     assert "does not exist (create it first)" in one_line(nowhere, 3)
     folder = tvmq("package", copy, "--linux", "-o", copy, "--force")
     assert "is a folder" in one_line(folder, 2)
+    inside = tvmq("package", copy, "--linux", "-o", copy / "x.tar.gz")
+    assert "lies inside the input" in one_line(inside, 2)
     inside = tvmq("package", copy, "--android", "-o", copy / "project")
     assert "lies inside the input" in one_line(inside, 2)
     foreign = tmp_path / "mine"
