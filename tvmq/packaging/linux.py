@@ -21,6 +21,10 @@ from tvmq.store import atomic_file
 
 from .source import Source, filled, open_source, tokenizer_files
 
+_PIECES = (
+    "; `pieces.txt` has the\npiece of each id, a line each. With SentencePiece (`libsentencepiece-dev`) text goes "
+    "in and comes out:"
+)
 _TEMPLATES = Path(__file__).parent / "linux"
 
 
@@ -37,9 +41,9 @@ def package_linux(path: Path, output: Path, *, force: bool = False) -> int:
     """
     if output.exists() and not force:
         raise UsageError(f"{output} exists already (use --force to replace it, or choose another output)")
-    if output.resolve().is_relative_to(path.resolve()) and path.is_dir() and output.resolve() != path.resolve():
-        raise UsageError(f"the output {output} lies inside the input {path} (choose another output)")
     source = open_source(path, "linux")
+    if output.resolve().is_relative_to(path.resolve()) and output.resolve() != path.resolve():
+        raise UsageError(f"the output {output} lies inside the input {path} (choose another output)")
     files = linux_files(source)
     folder = f"{source.name}-{set_of(source.levels[0].architecture)}"
     with atomic_file(output) as place, place.open("wb") as plain:
@@ -61,12 +65,8 @@ def linux_files(source: Source) -> dict[str, bytes | Path]:
     files["example/example.c"] = FOLDER / "example.c"
     tokenizer = tokenizer_files(source)
     files.update({f"share/tvmq/tokenizer/{name}": data for name, data in tokenizer.items()})
-    pieces = (
-        f"; `pieces.txt` has the\npiece of each id, a line each. With SentencePiece (`libsentencepiece-dev`) text goes in "
-        f"and comes out:\n`build/example_cpp share/tvmq/{artifact.path.name} share/tvmq/tokenizer < text.txt`"
-        if "pieces.txt" in tokenizer
-        else ""
-    )
+    text = f"build/example_cpp share/tvmq/{artifact.path.name} share/tvmq/tokenizer < text.txt"
+    pieces = f"{_PIECES}\n`{text}`" if "pieces.txt" in tokenizer else ""
     values = {
         "version": __version__, "name": source.name, "artifact": artifact.path.name, "pieces": pieces,
         "ids": source.example_ids(), "target": set_of(source.levels[0].architecture),
