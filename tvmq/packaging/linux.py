@@ -22,8 +22,8 @@ from tvmq.store import atomic_file
 from .source import Source, filled, open_source, tokenizer_files
 
 _PIECES = (
-    "; `pieces.txt` has the\npiece of each id, a line each. With SentencePiece (`libsentencepiece-dev`) text goes "
-    "in and comes out:"
+    "; `pieces.txt` has the\npiece of each id, a line each. With SentencePiece (libsentencepiece-dev) text "
+    "goes in and comes out:"
 )
 _TEMPLATES = Path(__file__).parent / "linux"
 
