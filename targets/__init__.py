@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .detect import host_architecture, host_cpu, host_flags, runnable
-from .spec import TargetSpec
+from .spec import System, TargetSpec
 
 _NAMES = (
     "x86_64_v2",
@@ -15,8 +17,12 @@ _NAMES = (
     "arm64_dotprod",
     "arm64_i8mm",
 )
-_SETS = {"x86-64": "x86_64", "linux-x86-64": "x86_64", "arm64": "aarch64", "linux-arm64": "aarch64"}
-"""Names of ``--target`` for all levels of an architecture."""
+_SETS: dict[str, tuple[str, System]] = {
+    "linux-x86-64": ("x86_64", "linux"),
+    "linux-arm64": ("aarch64", "linux"),
+    "android-arm64": ("aarch64", "android"),
+}
+"""Names of ``--target`` for all levels of an architecture on an operating system."""
 
 
 def target_names() -> tuple[str, ...]:
@@ -67,8 +73,9 @@ def get_target(name: str) -> TargetSpec:
 def resolve_targets(name: str) -> tuple[TargetSpec, ...]:
     """Levels that ``--target name`` compiles for, lowest first.
 
-    ``host`` is the best level of this machine plus its architecture's fallback; ``x86-64`` (or
-    ``linux-x86-64``) and ``arm64`` (or ``linux-arm64``) are all levels of an architecture.
+    ``host`` is the best level of this machine plus its architecture's fallback; ``linux-x86-64``,
+    ``linux-arm64`` and ``android-arm64`` are all levels of an architecture; a level's name is that level
+    on Linux.
     """
     if name == "host":
         best = detect_host()
@@ -76,12 +83,39 @@ def resolve_targets(name: str) -> tuple[TargetSpec, ...]:
             raise ValueError("this CPU runs no known ISA level; name a --target to compile for another")
         own = levels_of(get_target(best[0]).architecture)
         return tuple(spec for spec in own if spec.name in (own[0].name, best[0]))
-    return levels_of(_SETS[name]) if name in _SETS else (get_target(name),)
+    return levels_of(*_SETS[name]) if name in _SETS else (get_target(name),)
 
 
-def levels_of(architecture: str) -> tuple[TargetSpec, ...]:
+def pick_targets(name: str, levels: Sequence[str] | None) -> tuple[TargetSpec, ...]:
+    """The levels of ``--target name``, or exactly those of its operating system that are named.
+
+    Raises:
+        ValueError: an unknown name, or a level that is none of the target's.
+    """
+    if not levels:
+        return resolve_targets(name)
+    architecture, system = _SETS.get(name, ("", "linux"))
+    specs = tuple(get_target(level).on(system) for level in levels)
+    for spec in specs:
+        if architecture not in ("", spec.architecture):
+            raise ValueError(f"{spec.name} is no ISA level of {name}")
+    return specs
+
+
+def system_of(name: str) -> System:
+    """The operating system of a ``--target``."""
+    return _SETS[name][1] if name in _SETS else "linux"
+
+
+def set_of(architecture: str, system: System = "linux") -> str:
+    """The ``--target`` with all levels of an architecture on an operating system."""
+    return next(name for name, facts in _SETS.items() if facts == (architecture, system))
+
+
+def levels_of(architecture: str, system: System = "linux") -> tuple[TargetSpec, ...]:
     """All levels of an architecture, lowest first; none for an unknown one."""
-    return tuple(spec for spec in map(get_target, _NAMES) if spec.architecture == architecture)
+    own = (spec for spec in map(get_target, _NAMES) if spec.architecture == architecture)
+    return tuple(spec.on(system) for spec in own)
 
 
 def detect_host() -> list[str]:
@@ -105,6 +139,7 @@ def permitted(name: str) -> bool:
 
 
 __all__ = [
+    "System",
     "TargetSpec",
     "detect_host",
     "get_target",
@@ -113,8 +148,11 @@ __all__ = [
     "host_flags",
     "levels_of",
     "permitted",
+    "pick_targets",
     "refused_host",
     "resolve_targets",
     "set_names",
+    "set_of",
+    "system_of",
     "target_names",
 ]

@@ -7,12 +7,15 @@ Importing this module imports no TVM; ``TargetSpec.to_tvm`` builds the compiler'
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 KernelIsa = Literal[
     "amx", "avx512_vbmi", "avx2", "ssse3", "neon", "neon_dotprod", "neon_i8mm", "portable"
 ]
+System = Literal["linux", "android"]
+ANDROID_API = 24
+"""The oldest Android that runs what is compiled for it: API level 24, Android 7."""
 
 
 def vector_isa(isa: str) -> str:
@@ -64,6 +67,16 @@ class TargetSpec:
     def architecture(self) -> str:
         """Machine that runs the level, as ``uname -m`` calls it: ``x86_64`` or ``aarch64``."""
         return self.triple.partition("-")[0]
+
+    @property
+    def system(self) -> System:
+        """The operating system whose C library and calling conventions the code is for."""
+        return "android" if "android" in self.triple else "linux"
+
+    def on(self, system: System) -> TargetSpec:
+        """The same level for an operating system."""
+        suffix = f"linux-android{ANDROID_API}" if system == "android" else "linux-gnu"
+        return replace(self, triple=f"{self.architecture}-unknown-{suffix}")
 
     def to_tvm(self) -> Any:
         """The ``tvm.target.Target`` of this level."""

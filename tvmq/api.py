@@ -26,6 +26,7 @@ from .options import (
     SearchOptions,
     no_progress,
 )
+from .packaging.verbs import package as package
 from .retraining.options import RetrainOptions
 
 if TYPE_CHECKING:

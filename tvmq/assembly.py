@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from relay_passes.bit_plan import BitPlan, WordBits
 from schedules.lut_table import Tables
 from schedules.tuning_log import NO_RECORDS, TuningLog
-from targets import detect_host, get_target, resolve_targets
+from targets import detect_host, pick_targets
 from targets.spec import TargetSpec
 
 from . import __version__, build
@@ -32,6 +32,7 @@ from .manifest import Workspace
 from .native.library import HEADER, LIBRARY, header, runtime_library
 from .native.program import Program, encode
 from .options import Progress
+from .store import sha256_file
 
 if TYPE_CHECKING:
     import tvm
@@ -73,7 +74,7 @@ class Clock:
 def pick_levels(target: str, names: Sequence[str] | None) -> tuple[TargetSpec, ...]:
     """The ISA levels of a target or of an explicit list, lowest first; UsageError for unknown ones."""
     try:
-        levels = tuple(get_target(n) for n in names) if names else resolve_targets(target)
+        levels = pick_targets(target, names)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if len({level.name for level in levels}) != len(levels):
@@ -86,7 +87,7 @@ def pick_levels(target: str, names: Sequence[str] | None) -> tuple[TargetSpec, .
 
 def best_level(levels: Sequence[TargetSpec]) -> str | None:
     """The best compiled level that this machine runs; None when cross-compiling."""
-    compiled = {level.name for level in levels}
+    compiled = {level.name for level in levels if level.system == "linux"}
     return next((name for name in detect_host() if name in compiled), None)
 
 
@@ -115,14 +116,15 @@ def build_libraries(
     """Lowers and links ``graphs`` (after the common phases) into ``staging``/lib, once per level.
 
     Schedules are those of ``log``. ``planned`` names functions whose intermediate buffers become workspaces
-    (``plan_buffers``). With ``flat``, the program for the native runtime is written too, once for all levels
-    that share it.
+    (``plan_buffers``). With ``flat``, the program for the native runtime is written too. Levels with the same
+    program or the same library share it; it has the name of the lowest.
 
     Raises:
         NotFlatError: with ``flat``, a graph that is more than kernel calls.
     """
     found, parameters, workspaces = [], {}, {}
     programs: dict[bytes, str] = {}
+    written: dict[str, str] = {}
     if flat:
         _write_runtime(staging, levels[0])
     (staging / "lib").mkdir(exist_ok=True)
@@ -136,11 +138,14 @@ def build_libraries(
             name: tuple(msgspec.convert({"dtype": dtype, "shape": shape}, Workspace) for dtype, shape in keys)
             for name, keys in linked.workspaces.items()
         }
+        own = written.setdefault(sha256_file(staging / library), library)
+        if own != library:
+            (staging / library).unlink()
         program = _write_program(staging, level.name, linked.program, programs)
         features = tuple(sorted(level.cpu_flags))
         kernels = build.kernel_names(lowered)
         found.append(
-            IsaLevel(name=level.name, library=library, program=program, features=features, kernels=kernels)
+            IsaLevel(name=level.name, library=own, program=program, features=features, kernels=kernels)
         )
     return Libraries(levels=tuple(found), parameters=parameters, workspaces=workspaces)
 

@@ -18,26 +18,24 @@ from relay_passes.plan_buffers import Key, PlanBuffers, workspace_keys
 from schedules.lut_table import Tables
 from schedules.tuning_log import NO_RECORDS, TuningLog
 from targets.spec import TargetSpec
-from targets.toolchain import Linker, find_linker, linker_advice
+from targets.toolchain import link_libraries, link_options
 
 from . import pipeline
-from .errors import MissingToolError
 from .native.flatten import flatten
+from .native.library import require_linker
 from .native.program import Program
 
 OPTIONS = ("-shared", "-fPIC", "-s", "-Wl,--build-id=none")
+NOT_PROTECTED = "-Wl,-z,norelro"
+"""Else up to 64 KB would be filled to keep a few addresses read-only beside slots that are written anyway."""
+SONAME = "libtvmq_kernels.so"
+"""The same for all, since levels whose kernels are the same share a library; it is opened by its path."""
+EXPORTS = "{ global: __tvm_ffi_*; __TVM*; local: *; };\n"
+"""A linker's version script: kernels, the executable, and the slots that their host fills."""
 
 
 class LinkError(Exception):
     """The linker failed; the text is what it printed."""
-
-
-def require_linker(target: TargetSpec) -> Linker:
-    """What links code of ``target``; MissingToolError where there is nothing."""
-    linker = find_linker(target)
-    if linker is None:
-        raise MissingToolError(linker_advice(target))
-    return linker
 
 
 def lower(
@@ -130,12 +128,18 @@ def linking(target: TargetSpec) -> Any:
     linker = require_linker(target)
 
     def create(output: str, objects: Sequence[str], options: Any = None, **_: Any) -> None:
-        command = [*linker.command, *OPTIONS, "-o", output, *objects]
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
-        if done.returncode:
-            raise LinkError(done.stdout)
+        exports = Path(objects[0]).with_name("exports.map")
+        exports.write_text(EXPORTS, encoding="ascii")
+        named = f"-Wl,-soname,{SONAME}", f"-Wl,--version-script={exports}"
+        try:
+            ends = link_libraries(linker)
+            command = [*linker.command, *OPTIONS, *link_options(linker), NOT_PROTECTED, *named, "-o", output]
+            subprocess.run(
+                [*command, *objects, *ends],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True,
+            )  # fmt: skip
+        except subprocess.CalledProcessError as error:
+            raise LinkError(error.stdout or error.stderr or "no message") from error
 
     create.output_format = "so"  # type: ignore[attr-defined]
     return create

@@ -72,7 +72,8 @@ def compile_checkpoint(
         frequencies: occurrences of each word, for bits by word; by default those in the model folder
             or of the calibration.
         calibration: of this model, for quantizers that go by it.
-        target: an ISA level, or a set of them: ``host``, ``x86-64`` or ``arm64``.
+        target: an ISA level, or a set of them: ``host``, ``linux-x86-64``,
+            ``linux-arm64`` or ``android-arm64``.
         tables: int8 lookup tables, or exact FP32 ones.
         force: replace an existing artifact.
         dump_ir: folder for the IR after each phase.

@@ -23,8 +23,8 @@ OLDEST_PYTHON = (3, 11)
 COMPILE_BYTES = 4 << 30
 """Available memory below which compiling a Transformer-base model is likely to swap."""
 TOKENIZERS = {"sentencepiece": "translation models", "tokenizers": "encoders"}
-ARCHITECTURES = {"aarch64": "arm64"}
-"""Machine -> the ``--target`` with all its levels, for machines that are compiled for from elsewhere."""
+CROSS_TARGETS = ("linux-arm64", "android-arm64")
+"""``--target`` for machines that are compiled for from elsewhere."""
 EXTRAS = {
     "compile": ("torch", "compile a model"),
     "eval": ("sacrebleu", "BLEU and chrF"),
@@ -92,8 +92,11 @@ def diagnose() -> tuple[Check, ...]:
         *(_tokenizer(name, models) for name, models in TOKENIZERS.items()),
         *_own_packages(),
         _compiler(),
-        *(_cross_linker(*facts) for facts in ARCHITECTURES.items()),
-        *(_emulator(*facts) for facts in ARCHITECTURES.items()),
+        _ndk(),
+        _zig(),
+        *(_cross_linker(target) for target in CROSS_TARGETS),
+        _emulator("linux-arm64"),
+        _jdk(),
         _cpu(),
         _memory(),
         *(_extra(extra, *facts) for extra, facts in EXTRAS.items()),
@@ -142,32 +145,70 @@ def _compiler() -> Check:
     return Check(name="C compiler", status="ok", found=f"{done.stdout.splitlines()[0]} ({path})")
 
 
-def _cross_linker(architecture: str, target: str) -> Check:
-    """What links for an architecture, where it is not this machine's."""
-    from targets import levels_of
+def _ndk() -> Check:
+    """Android's own compiler, which is not needed but comes first."""
+    from targets.toolchain import NDK, ndk_clang
+
+    try:
+        clang = ndk_clang()
+    except ValueError as error:
+        return Check(name="Android NDK", status="missing", found=str(error), fix=f"correct or unset {NDK}")
+    if clang is None:
+        fix = f"to use it, set {NDK} to its folder"
+        return Check(name="Android NDK", status="optional", found=f"none ({NDK} is not set)", fix=fix)
+    return Check(name="Android NDK", status="ok", found=clang)
+
+
+def _zig() -> Check:
+    from targets.toolchain import has_zig
+
+    if has_zig():
+        return Check(name="ziglang", status="ok", found=installed_version("ziglang") or "installed")
+    found = "not installed (links for other machines where there is no cross gcc)"
+    return Check(name="ziglang", status="optional", found=found, fix=pip_command("tvmq[cross]"))
+
+
+def _cross_linker(target: str) -> Check:
+    """What links for a target."""
+    from targets import resolve_targets
     from targets.toolchain import find_linker, gcc_package
 
-    linker = find_linker(levels_of(architecture)[0])
+    spec = resolve_targets(target)[0]
     name = f"linker for {target}"
+    try:
+        linker = find_linker(spec)
+    except ValueError as error:
+        return Check(name=name, status="missing", found=str(error), fix="see Android NDK")
     if linker is not None:
-        return Check(name=name, status="ok", found=f"{linker.name} ({linker.command[0]})")
-    fix = f"install {gcc_package(architecture)}, or {pip_command('tvmq[cross]')}"
+        what = ", with tvmq's declarations of Android's C library" if linker.bare else ""
+        return Check(name=name, status="ok", found=f"{linker.name} ({linker.command[0]}){what}")
+    fix = f"install {gcc_package(spec.architecture)}, or {pip_command('tvmq[cross]')}"
     return Check(name=name, status="optional", found=f"none (--target {target} needs one)", fix=fix)
 
 
-def _emulator(architecture: str, target: str) -> Check:
+def _emulator(target: str) -> Check:
     """What runs the levels of another architecture: only tests need it."""
-    from targets import host_architecture, levels_of
+    from targets import host_architecture, resolve_targets
     from targets.toolchain import find_emulator
 
+    spec = resolve_targets(target)[0]
     name = f"emulator for {target}"
-    if architecture == host_architecture():
+    if spec.architecture == host_architecture():
         return Check(name=name, status="ok", found="this machine")
-    command = find_emulator(levels_of(architecture)[0])
+    command = find_emulator(spec)
     if command is None:
         fix = "install qemu-user and libc6-dev-arm64-cross (Debian's names)"
         return Check(name=name, status="optional", found="none (only tests use it)", fix=fix)
     return Check(name=name, status="ok", found=command[0])
+
+
+def _jdk() -> Check:
+    """What compiles and runs Java: only tests of the glue for Android need it."""
+    paths = [shutil.which(name) for name in ("javac", "java")]
+    if None in paths:
+        fix = "install default-jdk-headless (Debian's name)"
+        return Check(name="JDK", status="optional", found="none (only tests use it)", fix=fix)
+    return Check(name="JDK", status="ok", found=str(paths[0]))
 
 
 def _cpu() -> Check:

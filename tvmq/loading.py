@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from targets import detect_host, get_target, host_architecture, target_names
+from targets import detect_host, get_target, host_architecture, set_of, system_of, target_names
 
 from . import vm
 from .artifact import Artifact, open_artifact, verify_files
@@ -117,6 +117,8 @@ def _pick_executor(artifact: Artifact) -> Executor:
 
 def _pick_level(artifact: Artifact, wanted: str | None) -> str:
     present = [level.name for level in artifact.manifest.isa_levels]
+    if system_of(artifact.manifest.target) == "android":
+        raise InputError(f"{artifact.path}: compiled for Android; compile with --target {_own_target()}")
     runs = [name for name in detect_host() if name in present]
     if wanted is not None:
         if wanted not in present:
@@ -141,4 +143,4 @@ def _no_level(present: list[str]) -> str:
 
 def _own_target() -> str:
     """The ``--target`` with all levels of this machine's architecture."""
-    return "arm64" if host_architecture() == "aarch64" else "x86-64"
+    return set_of("aarch64" if host_architecture() == "aarch64" else "x86_64")

@@ -80,7 +80,8 @@ class CompileOptions:
     Attributes:
         plan: bits per tensor.
         calibration: measurements of the model on sample text, for quantizers that go by them.
-        target: ISA level, or ``host``, ``x86-64`` or ``arm64`` for a set of levels.
+        target: ``host``, ``linux-x86-64``, ``linux-arm64`` or ``android-arm64`` (sets of ISA levels), or
+            an ISA level.
         isa_levels: exactly these levels instead of the target's own.
         tables: ``int8`` lookup tables, or ``exact`` FP32 tables.
         dump_ir: folder for the IR after each phase.

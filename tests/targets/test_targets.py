@@ -20,8 +20,11 @@ from targets import (
     host_flags,
     levels_of,
     permitted,
+    pick_targets,
     refused_host,
     resolve_targets,
+    set_of,
+    system_of,
     target_names,
 )
 from targets.detect import runnable
@@ -49,7 +52,7 @@ def test_registry_names_and_ranks() -> None:
 
 
 def test_unknown_target_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown target 'avx9'; known: host, x86-64, linux-x86-64, arm64, "):
+    with pytest.raises(ValueError, match="unknown target 'avx9'; known: host, linux-x86-64, "):
         get_target("avx9")
 
 
@@ -178,13 +181,34 @@ def test_unreadable_system_has_no_flags(tmp_path: Path, text: str) -> None:
 
 
 def test_resolve() -> None:
-    assert resolve_targets("x86-64") == resolve_targets("linux-x86-64") == X86
-    assert resolve_targets("arm64") == resolve_targets("linux-arm64") == ARM
+    assert resolve_targets("linux-x86-64") == X86
+    assert resolve_targets("linux-arm64") == ARM
     assert [spec.name for spec in ARM] == ["arm64_v8", "arm64_dotprod", "arm64_i8mm"]
     assert levels_of("riscv64") == ()
     assert resolve_targets("x86_64_v3") == (get_target("x86_64_v3"),)
     with pytest.raises(ValueError, match="unknown target 'x87'"):
         resolve_targets("x87")
+
+
+def test_android_has_the_levels_of_its_machine() -> None:
+    found = resolve_targets("android-arm64")
+    assert [spec.name for spec in found] == [spec.name for spec in ARM]
+    assert {spec.system for spec in found} == {"android"}
+    assert {spec.triple for spec in found} == {"aarch64-unknown-linux-android24"}
+    assert tuple(spec.on("linux") for spec in found) == ARM
+    assert set_of("aarch64", "android") == "android-arm64"
+    assert [system_of(name) for name in ("android-arm64", "linux-arm64", "host", "other")] == [
+        "android", "linux", "linux", "linux",
+    ]  # fmt: skip
+
+
+def test_named_levels_are_of_the_targets_system() -> None:
+    (level,) = pick_targets("android-arm64", ["arm64_dotprod"])
+    assert level == get_target("arm64_dotprod").on("android")
+    assert pick_targets("host", ["arm64_v8"]) == (get_target("arm64_v8"),)
+    assert pick_targets("linux-arm64", None) == ARM
+    with pytest.raises(ValueError, match="x86_64_v2 is no ISA level of android-arm64"):
+        pick_targets("android-arm64", ["arm64_v8", "x86_64_v2"])
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,29 @@ from types import SimpleNamespace
 import pytest
 
 from targets import get_target, levels_of
-from targets.toolchain import EMULATED_CPUS, find_emulator, find_linker, linker_advice
+from targets.toolchain import (
+    EMULATED_CPUS,
+    NDK,
+    compile_options,
+    find_emulator,
+    find_linker,
+    link_libraries,
+    link_options,
+    linker_advice,
+)
 
 ARM = get_target("arm64_v8")
 X86 = get_target("x86_64_v2")
+
+
+ANDROID = ARM.on("android")
 
 
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder that is all of PATH, on an x86-64 machine without ziglang."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(NDK, raising=False)
     monkeypatch.setattr("targets.toolchain.host_architecture", lambda: "x86_64")
     monkeypatch.setattr("targets.toolchain.find_spec", lambda name: None)
     return tmp_path
@@ -83,3 +96,53 @@ def test_every_arm_level_has_an_emulated_cpu(tools: Path, monkeypatch: pytest.Mo
     assert command == (qemu, "-L", "/usr/aarch64-linux-gnu", "-cpu", "cortex-a53")
     monkeypatch.setattr("targets.toolchain.Path.is_dir", lambda path: False)
     assert find_emulator(ARM) is None
+
+
+def ndk(folder: Path) -> Path:
+    """A folder that has the compilers where Android's NDK has them."""
+    tools = folder / "toolchains" / "llvm" / "prebuilt" / "linux-x86_64" / "bin"
+    tools.mkdir(parents=True)
+    for name in ("clang", "llvm-ar"):
+        add(tools, name)
+    return tools
+
+
+def test_android_takes_the_ndk_then_a_cross_compiler_then_zig(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_linker(ANDROID) is None
+    advice = linker_advice(ANDROID)
+    assert f"(looked for {NDK}, aarch64-linux-gnu-gcc and ziglang); install gcc-aarch64-linux-gnu" in advice
+    monkeypatch.setattr("targets.toolchain.find_spec", lambda name: SimpleNamespace(name=name))
+    zig = find_linker(ANDROID)
+    assert zig is not None
+    assert (zig.name, zig.bare, zig.android) == ("ziglang", True, True)
+    assert zig.command[-2:] == ("-target", "aarch64-linux-android")
+    gcc = add(tools, "aarch64-linux-gnu-gcc")
+    cross = find_linker(ANDROID)
+    assert cross is not None
+    assert (cross.command, cross.archiver) == ((gcc,), ("aarch64-linux-gnu-ar",))
+    assert cross.bare
+    plain = find_linker(ARM)
+    assert plain is not None
+    assert not plain.bare, "glibc has its own headers"
+    clang = ndk(tools / "ndk") / "clang"
+    monkeypatch.setenv(NDK, str(tools / "ndk"))
+    found = find_linker(ANDROID)
+    assert found is not None
+    assert (found.name, found.bare) == ("Android NDK", False)
+    assert found.command == (str(clang), "--target=aarch64-linux-android24")
+    assert found.archiver == (str(clang.with_name("llvm-ar")),)
+    assert find_linker(ARM) == find_linker(ARM.on("linux")), "the NDK is for Android alone"
+    assert compile_options(found) == ()
+    assert link_libraries(found) == ("-Wl,--as-needed", "-lm", "-ldl")
+    assert "-nostdlib" not in link_options(found)
+    assert "-Wl,-z,max-page-size=16384" in link_options(found)
+
+
+def test_an_ndk_that_is_none_is_not_passed_over(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(tools, "aarch64-linux-gnu-gcc")
+    monkeypatch.setenv(NDK, str(tools))
+    with pytest.raises(ValueError, match=r"ANDROID_NDK_HOME is .*, which holds no toolchains.*unset it"):
+        find_linker(ANDROID)
+    assert find_linker(ARM) is not None

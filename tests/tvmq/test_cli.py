@@ -20,7 +20,7 @@ from tvmq.errors import MissingToolError, UsageError
 Run = Callable[..., Any]
 VERBS = (
     "compile", "plan", "quantize", "retrain", "translate", "embed", "classify", "tag", "eval", "bench",
-    "inspect", "report", "verify", "targets", "doctor",
+    "inspect", "report", "verify", "package", "targets", "doctor",
 )  # fmt: skip
 
 

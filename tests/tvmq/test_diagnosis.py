@@ -86,17 +86,35 @@ def test_what_links_and_runs_arm_code_is_a_row(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("targets.host_architecture", lambda: "x86_64")
     monkeypatch.setattr("targets.toolchain.host_architecture", lambda: "x86_64")
     monkeypatch.setattr("targets.toolchain.find_spec", lambda name: None)
+    monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    for name, fix in (("linker", "install gcc-aarch64-linux-gnu, or pip"), ("emulator", "install qemu-user")):
-        found = row(f"{name} for arm64")
+    for name, fix in (
+        ("linker for linux-arm64", "install gcc-aarch64-linux-gnu, or pip install 'tvmq[cross]'"),
+        ("linker for android-arm64", "install gcc-aarch64-linux-gnu, or pip"),
+        ("emulator for linux-arm64", "install qemu-user"),
+        ("ziglang", "pip install 'tvmq[cross]'"),
+        ("JDK", "install default-jdk-headless"),
+        ("Android NDK", "to use it, set ANDROID_NDK_HOME"),
+    ):
+        found = row(name)
         assert found.status == "optional"
         assert found.fix.startswith(fix)
     gcc = tmp_path / "aarch64-linux-gnu-gcc"
     gcc.write_text("#!/bin/sh\n")
     gcc.chmod(0o755)
-    assert row("linker for arm64").found == f"aarch64-linux-gnu-gcc ({gcc})"
+    assert row("linker for linux-arm64").found == f"aarch64-linux-gnu-gcc ({gcc})"
+    android = row("linker for android-arm64").found
+    assert android == f"aarch64-linux-gnu-gcc ({gcc}), with tvmq's declarations of Android's C library"
+    monkeypatch.setenv("ANDROID_NDK_HOME", str(tmp_path))
+    assert row("Android NDK").status == row("linker for android-arm64").status == "missing"
+    assert "which holds no toolchains/llvm" in row("Android NDK").found
+    clang = tmp_path / "toolchains" / "llvm" / "prebuilt" / "any" / "bin" / "clang"
+    clang.parent.mkdir(parents=True)
+    clang.touch()
+    assert row("Android NDK").found == str(clang)
+    assert row("linker for android-arm64").found == f"Android NDK ({clang})"
     monkeypatch.setattr("targets.host_architecture", lambda: "aarch64")
-    assert row("emulator for arm64").found == "this machine"
+    assert row("emulator for linux-arm64").found == "this machine"
 
 
 def test_a_missing_extra_names_its_command() -> None:

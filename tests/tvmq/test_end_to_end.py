@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from targets import detect_host, levels_of
+from targets import detect_host, levels_of, resolve_targets
+from targets.toolchain import find_linker
+from tests.elf_facts import check_library
 from tvmq.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +37,7 @@ def sentences(count: int) -> list[str]:
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model at the default setting, for every ISA level."""
     path = tmp_path_factory.mktemp("compiled") / "en-de.tvmq"
-    assert main(["compile", str(MODEL), "-o", str(path), "-q", "--target", "x86-64"]) == 0
+    assert main(["compile", str(MODEL), "-o", str(path), "-q", "--target", "linux-x86-64"]) == 0
     return path
 
 
@@ -61,13 +63,33 @@ def test_inspect_matches_the_prediction(tvmq: Run, artifact: Path) -> None:
     assert {"name", "bits", "params"} <= set(facts["blocks"][0])
 
 
+@pytest.mark.parametrize("target", ["linux-x86-64", "linux-arm64", "android-arm64"])
+def test_all_code_of_an_architecture_is_below_one_mb(
+    artifact: Path, tmp_path: Path, tvmq: Run, target: str
+) -> None:
+    """Runtime and the kernels of all levels; the widths are those that the default gives."""
+    if find_linker(resolve_targets(target)[0]) is None:
+        pytest.skip(f"nothing links for {target} here")
+    made = artifact
+    if target != "linux-x86-64":
+        made = tmp_path / "made.tvmq"
+        words = ["--plan", artifact / "plan.json", "--quantizer", "greedy"]  # codes do not matter
+        assert tvmq("compile", MODEL, "-o", made, "-q", "--target", target, *words).code == 0
+    sizes = {path.name: path.stat().st_size for path in (made / "lib").glob("*.so")}
+    assert sum(sizes.values()) < 1_000_000, sizes
+    for path in (made / "lib").glob("*.so"):
+        spec = resolve_targets(target)[0]
+        check_library(path, spec.architecture, spec.system)
+
+
 def test_verify_finds_one_flipped_bit(tvmq: Run, artifact: Path, tmp_path: Path) -> None:
     value = json.loads(tvmq("verify", artifact, "--json").out)
     assert value["ok"] is True
     assert {file["path"] for file in value["files"]} >= {"plan.json", "weights.safetensors"}
     damaged = tmp_path / "damaged.tvmq"
     shutil.copytree(artifact, damaged)
-    library = damaged / "lib" / f"{detect_host()[0]}.so"
+    libraries = json.loads(tvmq("inspect", damaged, "--json").out)["libraries"]
+    library = damaged / next(part["library"] for part in libraries if part["name"] == detect_host()[0])
     data = bytearray(library.read_bytes())
     data[len(data) // 2] ^= 1
     library.write_bytes(bytes(data))

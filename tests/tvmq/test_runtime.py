@@ -41,7 +41,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=PRESETS)
 def artifact(request: pytest.FixtureRequest, compiled: Callable[..., Path], executor: str) -> Path:
-    return compiled(request.param, target="x86-64")
+    return compiled(request.param, target="linux-x86-64")
 
 
 @pytest.fixture(scope="module")

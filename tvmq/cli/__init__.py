@@ -25,6 +25,7 @@ from .encode import classify, embed, tag
 from .evaluate import evaluate
 from .kernels import bench_kernels
 from .log import log
+from .package import package
 from .plan import plan
 from .quantize import quantize_model
 from .report import report
@@ -60,6 +61,7 @@ app.add_typer(log, name="log")
 app.command("inspect")(inspect)
 app.command("report")(report)
 app.command("verify")(verify)
+app.command("package")(package)
 app.command("targets")(targets)
 app.command("doctor")(doctor)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from targets import detect_host
+from targets import detect_host, system_of
 from tvmq.errors import UsageError
 from tvmq.options import CompileOptions, PlanOptions, PoolingOptions, Tables
 
@@ -29,7 +29,11 @@ from .ui import Force, Json, Quiet, Ui, Verbose, facts_table
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write, by custom NAME.tvmq.")]
 Target = Annotated[
-    str, typer.Option("--target", help="host, x86-64 or arm64 (all levels), or a name of tvmq targets.")
+    str,
+    typer.Option(
+        "--target",
+        help="host, linux-x86-64, linux-arm64 or android-arm64 (all levels), or a name of tvmq targets.",
+    ),
 ]
 IsaLevels = Annotated[
     str | None, typer.Option("--isa", metavar="LEVELS", help="Exactly these ISA levels, comma-separated.")
@@ -104,7 +108,8 @@ def compile_model(
 
 
 def _summary(ui: Ui, output: Path, seconds: float, facts: dict[str, Any]) -> None:
-    tested = next((name for name in detect_host() if name in facts["isa_levels"]), None)
+    runs = detect_host() if system_of(facts["target"]) == "linux" else []
+    tested = next((name for name in runs if name in facts["isa_levels"]), None)
     value = {
         "output": str(output),
         "self_test": tested,

@@ -152,6 +152,7 @@ def targets(json_output: Json = False, verbose: Verbose = 0) -> None:
 
 def doctor(json_output: Json = False, verbose: Verbose = 0) -> None:
     """Check this machine: Python, packages, compiler, CPU, memory; exit code 4 if one is missing."""
+    from rich.markup import escape
     from rich.table import Table
 
     from tvmq import api
@@ -162,7 +163,7 @@ def doctor(json_output: Json = False, verbose: Verbose = 0) -> None:
     table = Table("", "what", "found", "to do", box=None, pad_edge=False)
     marks = {"ok": "[green]ok[/]", "optional": "[yellow]optional[/]", "missing": "[red]missing[/]"}
     for check in checks:
-        table.add_row(marks[check.status], check.name, check.found, check.fix)
+        table.add_row(marks[check.status], *map(escape, (check.name, check.found, check.fix)))
     good = healthy(checks)
     ui.result({"ok": good, "checks": [dataclasses.asdict(check) for check in checks]}, table)
     if not good:

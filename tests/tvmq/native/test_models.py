@@ -50,7 +50,7 @@ def words(translator: Any, sources: list[list[int]], **options: Any) -> list[lis
 
 @pytest.mark.parametrize(
     ("preset", "target", "threads"),
-    [("3-bit", "x86-64", 1), ("3-bit", "x86-64", 2), ("chung2020-2.5-1.8-3.7", "host", 1)],
+    [("3-bit", "linux-x86-64", 1), ("3-bit", "linux-x86-64", 2), ("chung2020-2.5-1.8-3.7", "host", 1)],
 )
 def test_translations_are_the_vms(
     compiled: Callable[..., Path], both: Any, sources: list[list[int]], preset: str, target: str, threads: int
@@ -71,7 +71,7 @@ def test_translations_are_the_vms(
 def test_every_level_gives_the_same(compiled: Callable[..., Path], both: Any, sources: Any) -> None:
     from targets import detect_host
 
-    artifact = compiled("3-bit", target="x86-64")
+    artifact = compiled("3-bit", target="linux-x86-64")
     found = []
     for level in detect_host():
         _, native = both(artifact, isa=level)
@@ -118,7 +118,7 @@ def test_encodings_are_the_vms(
 
 
 def test_wrong_inputs_are_refused(compiled: Callable[..., Path], both: Any) -> None:
-    _, native = both(compiled("3-bit", target="x86-64"))
+    _, native = both(compiled("3-bit", target="linux-x86-64"))
     with pytest.raises(InputError, match="sentence 1 holds a token id outside"):
         native.translate_ids([[320, 0]])
     with pytest.raises(UsageError, match="max_new_tokens is 100000"):
@@ -130,7 +130,7 @@ def test_an_unknown_executor_is_refused(
 ) -> None:
     monkeypatch.setenv(EXECUTOR, "relay")
     with pytest.raises(UsageError, match="TVMQ_EXECUTOR is 'relay', expected native or vm"):
-        tvmq.load(compiled("3-bit", target="x86-64"))
+        tvmq.load(compiled("3-bit", target="linux-x86-64"))
 
 
 def anew(path: Path, data: bytes) -> None:
@@ -148,8 +148,9 @@ def test_a_changed_library_is_refused(
 
     monkeypatch.setenv(EXECUTOR, "native")
     artifact = tmp_path / "changed.tvmq"
-    shutil.copytree(compiled("3-bit", target="x86-64"), artifact)
-    for name in (f"lib/{detect_host()[0]}.so", "weights.safetensors", "lib/libtvmq.so"):
+    shutil.copytree(compiled("3-bit", target="linux-x86-64"), artifact)
+    levels = {level["name"]: level["library"] for level in tvmq.inspect(artifact)["libraries"]}
+    for name in (levels[detect_host()[0]], "weights.safetensors", "lib/libtvmq.so"):
         path = artifact / name
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1

@@ -55,6 +55,11 @@ uint32_t tvmq_abi_version(void);
  */
 int tvmq_load(const char *path, const char *isa, tvmq_model **model, char *message, size_t size);
 
+/* As tvmq_load, for an artifact without its libraries: those that the manifest does not list are loaded by name
+ * from where the system installs libraries of the application (Android: the APK). Their bytes are not hashed,
+ * since nothing but the system reads them; the self-test is run as ever. */
+int tvmq_load_installed(const char *path, const char *isa, tvmq_model **model, char *message, size_t size);
+
 /* Gives the model back. Its memory lives until the last of its sessions is closed. NULL is allowed. */
 void tvmq_unload(tvmq_model *model);
 

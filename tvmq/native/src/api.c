@@ -27,7 +27,7 @@ static void release(tvmq_model *model) {
     if (model && atomic_fetch_sub(&model->users, 1) == 1) model_free(model);
 }
 
-API int tvmq_load(const char *path, const char *isa, tvmq_model **model, char *message, size_t size) {
+static int load(const char *path, const char *isa, bool installed, tvmq_model **model, char *message, size_t size) {
     Error error = {0};
     tvmq_session *session = NULL;
     const char *asked = isa ? isa : getenv("TVMQ_ISA");
@@ -35,7 +35,7 @@ API int tvmq_load(const char *path, const char *isa, tvmq_model **model, char *m
     tvmq_model *loaded = calloc(1, sizeof *loaded);
     if (!loaded)
         fail(&error, TVMQ_RESOURCE, "no memory");
-    else if (!model_load(loaded, path, asked && *asked ? asked : NULL, &error)) {
+    else if (!model_load(loaded, path, asked && *asked ? asked : NULL, installed, &error)) {
         if (tvmq_open(loaded, 1, &session) || selftest(session))
             error = session ? session->error : (Error){TVMQ_RESOURCE, "no memory"};
         tvmq_close(session);
@@ -46,6 +46,14 @@ API int tvmq_load(const char *path, const char *isa, tvmq_model **model, char *m
     else
         *model = loaded;
     return error.code;
+}
+
+API int tvmq_load(const char *path, const char *isa, tvmq_model **model, char *message, size_t size) {
+    return load(path, isa, false, model, message, size);
+}
+
+API int tvmq_load_installed(const char *path, const char *isa, tvmq_model **model, char *message, size_t size) {
+    return load(path, isa, true, model, message, size);
 }
 
 API void tvmq_unload(tvmq_model *model) { release(model); }

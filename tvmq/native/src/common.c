@@ -10,6 +10,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#if !defined(__ANDROID__)
+#include <sys/syscall.h>
+#endif
 #include <unistd.h>
 
 int fail(Error *error, int code, const char *format, ...) {
@@ -93,7 +96,8 @@ static int sealed_copy(int source, size_t size) {
     return -1;
 #else
     char part[1 << 14];
-    int handle = memfd_create("tvmq-kernels", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    /* glibc has a function for it from 2.27 on */
+    int handle = (int)syscall(SYS_memfd_create, "tvmq-kernels", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     size_t done = 0;
     while (handle >= 0 && done < size) {
         ssize_t got = pread(source, part, size - done < sizeof part ? size - done : sizeof part, (off_t)done);

@@ -84,10 +84,11 @@ static void *load(const tvmq_model *model, const char *name, Error *error) {
 }
 
 int kernels_load(tvmq_model *model, const char *name, const File *library, Error *error) {
-    const char *problem = unfit(library);
+    const char *problem = library ? unfit(library) : NULL;
     if (problem)
         return fail(error, TVMQ_VERIFICATION, "%s/%s: %s (compile the model again)", model->folder, name, problem);
-    model->library = load(model, name, error);
+    /* by its name alone, the loader looks where the system installs libraries of the application */
+    model->library = library ? load(model, name, error) : dlopen(name, RTLD_NOW | RTLD_LOCAL);
     if (!model->library) {
         const char *why = dlerror();
         return error->code ? error->code : fail(error, TVMQ_VERIFICATION, "%s/%s: cannot be loaded (%s)",

@@ -66,6 +66,11 @@ static int check_sizes(const tvmq_model *model, Error *error) {
     return 0;
 }
 
+bool manifest_lists(const tvmq_model *model, const char *name) {
+    const Json *json = &model->manifest;
+    return json_get(json, json_get(json, json->nodes, "files"), name) != NULL;
+}
+
 /* The listed hash of a file with a plain path, or NULL. */
 static const char *listed_hash(const tvmq_model *model, const char *name, Error *error) {
     const Json *json = &model->manifest;

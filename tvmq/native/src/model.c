@@ -14,7 +14,18 @@ static const char *task_of(const Program *program) {
     return decodes && program_function(program, "greedy_1") ? "translate" : NULL;
 }
 
-int model_load(tvmq_model *model, const char *path, const char *isa, Error *error) {
+/* The library of the level that runs. */
+static int load_library(tvmq_model *model, const char *name, bool installed, Error *error) {
+    File file;
+    if (installed && name && !strchr(name, '/') && !manifest_lists(model, name))
+        return kernels_load(model, name, NULL, error);
+    if (manifest_copy(model, name, MAX_LIBRARY, &file, error)) return error->code;
+    kernels_load(model, name, &file, error);
+    file_close(&file);
+    return error->code;
+}
+
+int model_load(tvmq_model *model, const char *path, const char *isa, bool installed, Error *error) {
     const Json *json = &model->manifest;
     const JsonNode *level;
     File file;
@@ -33,10 +44,7 @@ int model_load(tvmq_model *model, const char *path, const char *isa, Error *erro
     model->task = task_of(&model->program);
     if (!model->task) return fail(error, TVMQ_INPUT, "%s: neither translates nor encodes", path);
     if (weights_load(model, error) || figures_check(model, error)) return error->code;
-    if (manifest_copy(model, library, MAX_LIBRARY, &file, error)) return error->code;
-    kernels_load(model, library, &file, error);
-    file_close(&file);
-    return error->code;
+    return load_library(model, library, installed, error);
 }
 
 void model_free(tvmq_model *model) {

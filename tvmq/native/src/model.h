@@ -57,8 +57,8 @@ struct tvmq_model {
     atomic_int users;
 };
 
-/* Opens and checks an artifact but for its self-test. */
-int model_load(tvmq_model *model, const char *path, const char *isa, Error *error);
+/* Opens and checks an artifact but for its self-test. installed: its libraries may be the system's. */
+int model_load(tvmq_model *model, const char *path, const char *isa, bool installed, Error *error);
 void model_free(tvmq_model *model);
 
 /* A whole number under architecture or generation; fails if it is missing or beyond limit. */
@@ -70,14 +70,15 @@ void model_fill_positions(tvmq_model *model, size_t count);
 
 /* manifest.c: reads manifest.json, checks schema, digest, names and sizes, picks the ISA level. */
 int manifest_load(tvmq_model *model, const char *isa, const JsonNode **level, Error *error);
+bool manifest_lists(const tvmq_model *model, const char *name);
 /* Maps a listed file and checks its hash. */
 int manifest_file(const tvmq_model *model, const char *name, size_t limit, File *file, Error *error);
 /* The same of a copy that nobody can change, whose descriptor, if it has one, becomes model->library_file. */
 int manifest_copy(tvmq_model *model, const char *name, size_t limit, File *file, Error *error);
 
 enum { MAX_LIBRARY = 1 << 26 };
-/* kernels.c: loads the library with the given verified bytes, or of model->library_file, and finds the program's
- * kernels in it. */
+/* kernels.c: loads the library with the given verified bytes, or of model->library_file, or the installed one of that
+ * name where there are no bytes, and finds the program's kernels in it. */
 int kernels_load(tvmq_model *model, const char *name, const File *library, Error *error);
 void kernels_free(tvmq_model *model);
 

@@ -30,8 +30,30 @@ typedef struct {
     int number;
 } Worker;
 
-/* The kernels' calling convention has no place for it. */
+/* The threads that parallel loops of the calling thread use: the kernels' calling convention has no place for it. */
+#if defined(__ANDROID__) /* whose loader knows thread-local variables from API level 29 on */
+static pthread_once_t key_made = PTHREAD_ONCE_INIT;
+static pthread_key_t key;
+static bool has_key; /* without one every loop runs on its caller alone */
+
+static void make_key(void) { has_key = !pthread_key_create(&key, NULL); }
+
+static Threads *current_threads(void) {
+    pthread_once(&key_made, make_key);
+    return has_key ? pthread_getspecific(key) : NULL;
+}
+
+static void set_current(Threads *threads) {
+    pthread_once(&key_made, make_key);
+    if (has_key) pthread_setspecific(key, threads);
+}
+#else
 static _Thread_local Threads *current;
+
+static Threads *current_threads(void) { return current; }
+
+static void set_current(Threads *threads) { current = threads; }
+#endif
 
 static void relax(void) {
 #if defined(__x86_64__)
@@ -141,15 +163,16 @@ static void place(Threads *t) {
 }
 
 void threads_use(Threads *threads) {
+    const Threads *before = current_threads();
     if (threads)
         place(threads);
-    else if (current && current->moved)
-        sched_setaffinity(0, sizeof current->allowed, &current->allowed);
-    current = threads;
+    else if (before && before->moved)
+        sched_setaffinity(0, sizeof before->allowed, &before->allowed);
+    set_current(threads);
 }
 
 int threads_launch(ParallelTask task, void *closure, int wanted) {
-    Threads *t = current;
+    Threads *t = current_threads();
     (void)wanted; /* a hint: the loop is cut into as many parts as the group has */
     if (!t || t->count == 1) {
         ParallelGroup alone = {NULL, 1};
