@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .detect import host_architecture, host_cpu, host_flags, runnable
+from .detect import cpu_name, host_architecture, host_cpu, host_flags, runnable
 from .spec import TargetSpec
 
 _NAMES = (
@@ -106,6 +106,7 @@ def permitted(name: str) -> bool:
 
 __all__ = [
     "TargetSpec",
+    "cpu_name",
     "detect_host",
     "get_target",
     "host_architecture",

@@ -12,6 +12,7 @@ import msgspec
 from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
 from schedules.describe import describe
 from schedules.lut_table import Tables
+from schedules.problem import check_memory
 from schedules.tuned import tuned
 from schedules.tuning_log import TuningLog
 from schedules.workload import Workload
@@ -121,6 +122,7 @@ def read_workloads(plain: Any, where: str) -> list[Workload]:
             workload = Workload.of(op, facts.n, facts.k, facts.m, facts.bits, facts.group)
             if facts.layout is not None:
                 workload = replace(workload, layout=facts.layout)
+            check_memory(workload)
         except ValueError as error:
             raise InputError(f"{where}: workload {index}: {error}") from None
         found.append(workload)

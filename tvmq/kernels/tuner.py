@@ -77,7 +77,6 @@ class Tuner:
     target: str
     options: TuneOptions
     runner: Runner
-    cpu: str
     say: Callable[[str], None]
     records: list[TuningRecord] = field(default_factory=list)
     trials: Counter[str] = field(default_factory=Counter)
@@ -120,8 +119,10 @@ class Tuner:
         trials = 0
         while left and trials < budget and time.monotonic() < end:
             left = ranked(key, left, self.records)
-            self._measure(key, left.pop(0), "trial")
-            trials += 1
+            batch = left[: min(self.runner.batch, budget - trials)]
+            left = left[len(batch) :]
+            self._measure(key, batch, "trial")
+            trials += len(batch)
         self.cut = bool(left) and trials < budget
         return self._finish(key, trials)
 
@@ -130,12 +131,12 @@ class Tuner:
         own = [r for r in self.records if r.key == key and r.status == "ok"]
         final = {r.schedule for r in own if r.stage == "final"}
         best = sorted((r for r in own if r.stage == "trial"), key=lambda r: -r.gain)[:FINALISTS]
-        for record in best:
-            if record.gain > 1 and record.schedule not in final:
-                self._measure(key, record.schedule, "final")
+        again = [r.schedule for r in best if r.gain > 1 and r.schedule not in final]
+        if again:
+            self._measure(key, again, "final")
         finals = [r for r in self.records if r.key == key and r.stage == "final" and r.status == "ok"]
         if not finals:
-            self._measure(key, rule(key.workload), "final")
+            self._measure(key, [rule(key.workload)], "final")
         choice = TuningLog(tuple(self.records)).choose(key.workload, key.target, key.threads)
         record = choice.record if choice.source == "tuned" else None
         us, rule_us = (record.us, record.rule_us) if record else (0.0, 0.0)
@@ -144,13 +145,14 @@ class Tuner:
         self.say(f"{key.op} {key.n} x {key.k}, {key.m} tokens, {key.bits} bits: {speed}, {trials} trials")
         return Tuned(key=key, schedule=choice.schedule, us=us, rule_us=rule_us, gain=gain, trials=trials)
 
-    def _measure(self, key: Key, schedule: AnySchedule, stage: tuning_log.Stage) -> None:
+    def _measure(self, key: Key, schedules: Sequence[AnySchedule], stage: tuning_log.Stage) -> None:
         rounds = ROUNDS if stage == "trial" else FINAL_ROUNDS
-        outcome = self.runner.run(key.workload, schedule, rounds)
-        self.trials[outcome.status] += 1
-        if outcome.status != "ok":
-            self.say(f"{key.op} {key.n} x {key.k}: a candidate was lost ({outcome.status}: {outcome.why})")
-        self._keep(key, schedule, stage, outcome)
+        for schedule, outcome in self.runner.run(key.workload, schedules, rounds):
+            self.trials[outcome.status] += 1
+            if outcome.status != "ok":
+                what = f"{key.op} {key.n} x {key.k}"
+                self.say(f"{what}: a candidate was lost ({outcome.status}: {outcome.why})")
+            self._keep(key, schedule, stage, outcome)
 
     def _keep(self, key: Key, schedule: AnySchedule, stage: tuning_log.Stage, outcome: Outcome) -> None:
         record = TuningRecord(
@@ -160,7 +162,8 @@ class Tuner:
             us=round(outcome.us, 4),
             rule_us=round(outcome.rule_us, 4),
             stage=stage,
-            cpu=self.cpu,
+            cpu=outcome.cpu,
+            basis=outcome.basis,
         )
         tuning_log.append(self.log, [record])
         self.records.append(record)
