@@ -165,7 +165,7 @@ class TuningLog:
         return list(self._best.values())
 
     def choose(self, workload: Workload, target: str, threads: int) -> Choice:
-        """The schedule of a workload: its own record, the nearest one, or the rule; measured before modelled."""
+        """The schedule of a workload: its own record, the nearest one or the rule; measured ones first."""
         wanted = Key.of(workload, target, threads)
         found, apart = self._best.get(wanted), 0.0
         if found is None or found.basis != "measured":

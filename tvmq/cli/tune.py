@@ -21,7 +21,7 @@ Source = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or 
 Log = Annotated[Path, typer.Option("--output", "-o", help="Tuning log to write (.jsonl).")]
 Runner = Annotated[
     str,
-    typer.Option("--runner", metavar="WHERE", help="local, rpc, command:TEMPLATE, or model[:CPU] (llvm-mca)."),
+    typer.Option("--runner", metavar="WHERE", help="local, rpc, command:TEMPLATE, model[:CPU] (llvm-mca)."),
 ]
 Tracker = Annotated[
     str | None, typer.Option("--tracker", metavar="HOST:PORT", help="TVM's RPC tracker, for --runner rpc.")

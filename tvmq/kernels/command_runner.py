@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Candidates on any machine that a shell command reaches: over adb, ssh, an emulator, or right here.
 
-The command is a template: ``{folder}`` is the local folder, ``{files}`` what in it is new since the last command,
-``{run}`` the measuring program with its words, to be run in the folder where the files are. What it prints is
+The command is a template: ``{folder}`` is the local folder, ``{files}`` what in it is new since the last
+command, ``{run}`` the measuring program with its words, to be run where the files are. What it prints is
 searched for the program's JSON lines. A command that loses candidates (the device went away, the connection
 broke) is repeated for each of those alone: only one that is lost alone counts as a crash.
 """
@@ -37,8 +37,8 @@ def check_template(template: str) -> None:
         expand(template, dict.fromkeys(FIELDS, ""))
     except (ValueError, KeyError, IndexError, AttributeError):
         raise UsageError(
-            f"--runner command:{template}: only {{folder}}, {{files}} and {{run}} are known (braces twice for "
-            "braces)"
+            f"--runner command:{template}: only {{folder}}, {{files}} and {{run}} are known (write "
+            "other braces twice)"
         ) from None
     if "{run}" not in template:
         raise UsageError(f"--runner command:{template}: lacks {{run}}, the program that measures")
@@ -57,7 +57,7 @@ class CommandRunner:
     def __init__(self, target: TargetSpec, threads: int, timeout: float, template: str) -> None:
         check_template(template)
         self._template, self._threads, self._timeout = template, threads, timeout
-        self._shop = Workshop(target, timeout)
+        self._shop = Workshop(target)
         self._new = {PROGRAM}
         """Files that the device does not have yet."""
 

@@ -46,15 +46,19 @@ class _Any(ctypes.Structure):
 
 
 def compile_kernels(kernels: Mapping[str, Any], target: TargetSpec, path: Path) -> None:
-    """Compiles PrimFuncs and links them to ``path``; MissingToolError where no compiler links."""
+    """Compiles PrimFuncs and links them to ``path``; MissingToolError where no compiler links them."""
     import tvm
 
-    from tvmq.build import linking
+    from tvmq.build import LinkError, linking
 
     functions = {name: function.with_attr("global_symbol", name) for name, function in kernels.items()}
     with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
         executable = tvm.compile(tvm.IRModule(functions), target=target.to_tvm())
-    executable.export_library(str(path), fcompile=linking(target))
+    try:
+        executable.export_library(str(path), fcompile=linking(target))
+    except LinkError as error:
+        first = next(iter(str(error).strip().splitlines()), "no message")
+        raise MissingToolError(f"the linker cannot link {target.name} code: {first}") from error
 
 
 def compile_timer(folder: Path) -> Path:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Candidates on all servers of a key of TVM's RPC tracker at once.
 
-Every server gets ``measure.c`` as a library, which forks for each candidate: a crash or a hang of one does not
-reach the server. Where a server is lost all the same, its candidates go to others one by one, and only one
-that is lost again counts as a crash.
+Every server gets ``measure.c`` as a library, which forks for each candidate: a crash or a hang of one does
+not reach the server. Where a server is lost all the same, its candidates go to others one by one, and only
+one that is lost again counts as a crash.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class RpcRunner:
                 f"--tracker {tracker} --key {key})"
             )
         self._threads, self._timeout = threads, timeout
-        self._shop = Workshop(target, timeout, LIBRARY)
+        self._shop = Workshop(target, LIBRARY)
         command = [sys.executable, "-m", "tvmq.kernels.rpc_worker", host, str(port), key]
         self._children = [Child(command, timeout) for _ in range(count)]
         self._idle: SimpleQueue[Child] = SimpleQueue()

@@ -20,6 +20,7 @@ from schedules.schedule import AnySchedule, rule
 from schedules.tuning_log import Key, TuningLog, TuningRecord
 from schedules.tuning_space import candidates
 from schedules.workload import Workload
+from targets import get_target
 from tvmq.options import Progress, TuneOptions, no_progress
 
 from .runner import Outcome, Runner
@@ -114,7 +115,8 @@ class Tuner:
 
     def _workload(self, key: Key, end: float) -> Tuned:
         tried = {r.schedule for r in self.records if r.key == key and r.stage == "trial"}
-        left = [s for s in candidates(key.workload, key.threads)[1:] if s not in tried]
+        isa = get_target(key.target).kernel_isa
+        left = [s for s in candidates(key.workload, key.threads, isa)[1:] if s not in tried]
         budget = max(0, self.options.trials - len(tried))
         trials = 0
         while left and trials < budget and time.monotonic() < end:

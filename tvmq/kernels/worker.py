@@ -8,7 +8,6 @@ the rule's schedule gives, and is timed in turn with it.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from dataclasses import dataclass

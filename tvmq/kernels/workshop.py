@@ -31,6 +31,8 @@ LIBRARY = "tvmq-measure.so"
 PROBLEM = "problem"
 RULE = "rule.so"
 MOST_LINE = 1 << 17
+BUILD = 120.0
+"""Seconds that making a problem or a library may take."""
 _FLAGS = ("-std=gnu11", "-O2", "-fvisibility=hidden", "-Wl,-z,max-page-size=16384")
 
 
@@ -56,12 +58,12 @@ def build_measure(target: TargetSpec, path: Path) -> None:
 class Workshop:
     """A folder with everything for one target, filled by a child process that compiles."""
 
-    def __init__(self, target: TargetSpec, timeout: float, measure: str = PROGRAM) -> None:
+    def __init__(self, target: TargetSpec, measure: str = PROGRAM) -> None:
         self.target = target
         self._temporary = tempfile.TemporaryDirectory(prefix="tvmq-tune-", ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
         self.measure = self.folder / measure
-        self._child = Child([sys.executable, "-m", "tvmq.kernels.build_worker", target.name], timeout)
+        self._child = Child([sys.executable, "-m", "tvmq.kernels.build_worker", target.name], BUILD)
         self.prepared: Workload | None = None
         try:
             build_measure(target, self.measure)
