@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -34,6 +34,16 @@ def candidates(workload: Workload, threads: int, isa: str) -> list[AnySchedule]:
     for schedule in found:
         different.setdefault(code_of(workload, isa, schedule), schedule)
     return list(different.values())
+
+
+def same_prefetch(schedules: Sequence[AnySchedule]) -> list[AnySchedule]:
+    """Those that fetch ahead as the first of them does: for times that do not tell what memory costs."""
+
+    def ahead(schedule: AnySchedule) -> dict[int, int]:
+        return {t.tokens: t.prefetch for t in schedule.tiles} if isinstance(schedule, Schedule) else {}
+
+    own = ahead(schedules[0])
+    return [s for s in schedules if all(own.get(count, 0) == far for count, far in ahead(s).items())]
 
 
 def _schedules(workload: Workload) -> list[AnySchedule]:

@@ -87,6 +87,7 @@ class Fake:
     """Answers without running anything: the time falls with the prefetch; some schedules are broken."""
 
     batch = 1
+    memory = True
 
     def __init__(self, interrupt_at: int = 0) -> None:
         self.asked: list[tuple[AnySchedule, int]] = []

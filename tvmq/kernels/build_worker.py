@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tvmq import vm
 
 from .cold import tuning_copies
 from .problem_file import write_problem
-from .product import Product, compile_kernels, compile_timer
+from .product import Product, compile_kernels, compile_object, compile_timer
 from .runner import Outcome
 from .serving import serve
 from .worker import schedule_of
@@ -36,12 +36,14 @@ class BuildRequest:
         schedule: plain data of the workload's schedule type.
         library: where the library goes.
         problem: where the problem file goes, if one is wanted.
+        alone: make an object file of the timed stage only, and a problem of it with its inputs filled in.
     """
 
     workload: Workload
     schedule: dict[str, Any] | None
     library: str
     problem: str | None = None
+    alone: bool = False
 
 
 class Builder:
@@ -64,20 +66,28 @@ class Builder:
         plain, workload = request.schedule, request.workload
         schedule = None if plain is None else schedule_of(workload, plain)
         problem = make_problem(workload, self._target.kernel_isa, schedule)
-        compile_kernels(problem.kernels, self._target, Path(request.library))
+        if request.alone:
+            last = problem.stages[-1]
+            compile_object({last: problem.kernels[last]}, self._target, Path(request.library))
+        else:
+            compile_kernels(problem.kernels, self._target, Path(request.library))
         if request.problem is not None:
-            self._write(workload, problem, Path(request.problem))
+            self._write(request, problem, Path(request.problem))
 
-    def _write(self, workload: Workload, problem: Problem, path: Path) -> None:
+    def _write(self, request: BuildRequest, problem: Problem, path: Path) -> None:
+        workload = request.workload
         here = get_target(detect_host()[0])
         vm.set_threads(1)
         own = make_problem(workload, here.kernel_isa)
         self._count += 1
         library = self._folder / f"{self._count}.so"
         compile_kernels(own.kernels, here, library)
-        outputs = Product(own, library, compile_timer(self._folder)).run()
+        product = Product(own, library, compile_timer(self._folder))
+        outputs = product.run()
         own.check(outputs)
-        copies, spacing = tuning_copies(workload, problem.weight_bytes)
+        copies, spacing = (1, 0) if request.alone else tuning_copies(workload, problem.weight_bytes)
+        if request.alone:
+            problem = replace(problem, stages=problem.stages[-1:], arrays=product.arrays)
         write_problem(path, problem, outputs, copies, spacing, warm=workload.m > 1)
 
 

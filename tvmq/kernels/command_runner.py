@@ -53,6 +53,7 @@ class CommandRunner:
     """Builds here, runs there."""
 
     batch = BATCH
+    memory = True
 
     def __init__(self, target: TargetSpec, threads: int, timeout: float, template: str) -> None:
         check_template(template)

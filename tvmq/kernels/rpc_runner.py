@@ -64,6 +64,8 @@ def count_servers(host: str, port: int, key: str) -> int:
 class RpcRunner:
     """Builds here, measures on servers; as many at a time as the tracker knew at the start."""
 
+    memory = True
+
     def __init__(self, target: TargetSpec, threads: int, timeout: float, tracker: str, key: str) -> None:
         host, port = tracker_address(tracker)
         count = min(MOST_SERVERS, count_servers(host, port, key))

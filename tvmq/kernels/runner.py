@@ -46,9 +46,11 @@ class Runner(Protocol):
 
     Attributes:
         batch: candidates that it takes at once without losing time.
+        memory: whether times tell what reading memory costs, and so whether prefetching is worth a trial.
     """
 
     batch: int
+    memory: bool
 
     def run(
         self, workload: Workload, schedules: Sequence[AnySchedule], rounds: int
@@ -70,6 +72,7 @@ class LocalRunner:
     """One child process on this machine compiles, checks and times."""
 
     batch = 1
+    memory = True
 
     def __init__(
         self, target: str, threads: int, timeout: float = 30.0, command: Sequence[str] | None = None

@@ -18,7 +18,7 @@ from schedules import tuning_log
 from schedules.ranking import ranked
 from schedules.schedule import AnySchedule, rule
 from schedules.tuning_log import Key, TuningLog, TuningRecord
-from schedules.tuning_space import candidates
+from schedules.tuning_space import candidates, same_prefetch
 from schedules.workload import Workload
 from targets import get_target
 from tvmq.options import Progress, TuneOptions, no_progress
@@ -28,6 +28,7 @@ from .runner import Outcome, Runner
 ROUNDS = 9
 FINAL_ROUNDS = 41
 FINALISTS = 3
+UNITS = {"measured": "us", "modelled": "thousand cycles (modelled)"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +116,10 @@ class Tuner:
 
     def _workload(self, key: Key, end: float) -> Tuned:
         tried = {r.schedule for r in self.records if r.key == key and r.stage == "trial"}
-        isa = get_target(key.target).kernel_isa
-        left = [s for s in candidates(key.workload, key.threads, isa)[1:] if s not in tried]
+        space = candidates(key.workload, key.threads, get_target(key.target).kernel_isa)
+        if not self.runner.memory:
+            space = same_prefetch(space)
+        left = [s for s in space[1:] if s not in tried]
         budget = max(0, self.options.trials - len(tried))
         trials = 0
         while left and trials < budget and time.monotonic() < end:
@@ -143,7 +146,7 @@ class Tuner:
         record = choice.record if choice.source == "tuned" else None
         us, rule_us = (record.us, record.rule_us) if record else (0.0, 0.0)
         gain = record.gain if record and choice.schedule == record.schedule else 1.0
-        speed = f"{us:.1f} us, {gain:.2f} times the rule" if record else "nothing could be measured"
+        speed = f"{us:.1f} {UNITS[record.basis]}, {gain:.2f} times the rule" if record else _nothing(own)
         self.say(f"{key.op} {key.n} x {key.k}, {key.m} tokens, {key.bits} bits: {speed}, {trials} trials")
         return Tuned(key=key, schedule=choice.schedule, us=us, rule_us=rule_us, gain=gain, trials=trials)
 
@@ -169,3 +172,8 @@ class Tuner:
         )
         tuning_log.append(self.log, [record])
         self.records.append(record)
+
+
+def _nothing(records: Sequence[TuningRecord]) -> str:
+    """Why a workload got no schedule."""
+    return "times of an emulator, which are not used" if records else "nothing could be measured"
