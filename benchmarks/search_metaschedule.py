@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """TVM's MetaSchedule over the knobs of a workload: ScheduleFn, evolutionary search, its XGBoost cost model.
 
-Our kernels are written as they run, so there is nothing in them for its primitives to transform: the knobs are the
-tilings of a made-up loop nest, which its mutators understand, and the cost model's features are the knobs
+Our kernels are written as they run, so there is nothing in them for its primitives to transform: the knobs are
+the tilings of a made-up loop nest, which its mutators understand, and the cost model's features are the knobs
 themselves. Builder and runner look measurements up, so that only the search is compared.
 """
 
@@ -38,21 +38,21 @@ def knobs(schedule: AnySchedule, m: int) -> tuple[Any, ...]:
 def metaschedule(key: Key, gains: Mapping[AnySchedule, float], trials: int) -> list[float]:
     """The best gain after every trial of a search that is told the gains it asks for."""
     import tvm
+    from tvm.ir.utils import derived_object
     from tvm.s_tir import Schedule as Trace
     from tvm.s_tir import meta_schedule as ms
     from tvm.script import tirx as T
-    from tvm.ir.utils import derived_object
 
     values = knob_values(list(gains), key.m)
     by_knobs = {knobs(schedule, key.m): gain for schedule, gain in gains.items()}
     a, b, c, d = (2 ** (len(own) - 1) for own in values)
 
     @T.prim_func(s_tir=True)
-    def nest(x: T.Buffer((a, b, c, d), "float32"), y: T.Buffer((a, b, c, d), "float32")):
+    def nest(x: T.Buffer((a, b, c, d), "float32"), y: T.Buffer((a, b, c, d), "float32")):  # noqa: ANN202
         T.func_attr({"tirx.noalias": True})
-        for i, j, k, l in T.grid(a, b, c, d):
+        for i, j, k, n in T.grid(a, b, c, d):
             with T.sblock("y"):
-                vi, vj, vk, vl = T.axis.remap("SSSS", [i, j, k, l])
+                vi, vj, vk, vl = T.axis.remap("SSSS", [i, j, k, n])
                 y[vi, vj, vk, vl] = x[vi, vj, vk, vl] + T.float32(1)
 
     def template(sch: Any) -> None:
@@ -120,6 +120,7 @@ def metaschedule(key: Key, gains: Mapping[AnySchedule, float], trials: int) -> l
             folder,
             max_trials_global=trials,
             num_trials_per_iter=PER_ROUND,
+            measure_callbacks=[ms.measure_callback.AddToDatabase(), ms.measure_callback.UpdateCostModel()],
             builder=Builder(),
             runner=Runner(),
             cost_model=model,

@@ -5,8 +5,8 @@
     python -m benchmarks.search_methods full.jsonl
 
 The log holds every candidate of every workload; each way is asked which to try next and is told what the log
-says. Shown: the part of the best gain of all that its best candidate has after so many trials, by the geometric
-mean over workloads, and the seconds that choosing one costs. "alone": nothing is known before; "others": all
+says. Shown: the part of the best gain of all that its best candidate has after so many trials, by the
+geometric mean over workloads, and the seconds that choosing one costs. "alone": nothing is known before; "others": all
 records of the other workloads are.
 """
 
@@ -22,7 +22,6 @@ from typing import Annotated, Any
 
 import typer
 
-from schedules.cost_model import predicted_gains
 from schedules.ranking import ranked
 from schedules.schedule import AnySchedule
 from schedules.tuning_log import Key, TuningRecord, read
@@ -54,17 +53,9 @@ def landscapes(path: Path) -> list[Landscape]:
     return [Landscape(key, records) for key, records in found.items()]
 
 
-def by_likes(key: Key, left: Sequence[AnySchedule], records: Sequence[TuningRecord]) -> AnySchedule:
-    """The weighted mean of its likes' gains."""
-    return ranked(key, left, records)[0]
-
-
 def by_trees(key: Key, left: Sequence[AnySchedule], records: Sequence[TuningRecord]) -> AnySchedule:
-    """What XGBoost expects most of; in the order of the space until there are four records."""
-    own = [record for record in records if record.key.op == key.op]
-    if len(own) < 4:
-        return left[0]
-    return left[int(predicted_gains(key, left, own).argmax())]
+    """What XGBoost expects most of: ``tvmq tune``'s way."""
+    return ranked(key, left, records)[0]
 
 
 def in_order(key: Key, left: Sequence[AnySchedule], records: Sequence[TuningRecord]) -> AnySchedule:
@@ -80,7 +71,6 @@ def at_random(key: Key, left: Sequence[AnySchedule], records: Sequence[TuningRec
 METHODS: dict[str, Choose] = {
     "order of the space": in_order,
     "random": at_random,
-    "enumeration, likes": by_likes,
     "enumeration, XGBoost": by_trees,
 }
 
@@ -124,7 +114,8 @@ def rows(lands: Sequence[Landscape], *, meta: bool) -> list[dict[str, Any]]:
                     curves.append(replay(choose, land, known if situation == "others" else []))
                     several.append(land)
             seconds = (time.perf_counter() - start) / sum(map(len, curves))
-            found.append({"method": name, "knows": situation, "seconds": seconds, "parts": parts(curves, several)})
+            row = {"method": name, "knows": situation, "seconds": seconds}
+            found.append({**row, "parts": parts(curves, several)})
     if meta:
         from .search_metaschedule import metaschedule
 

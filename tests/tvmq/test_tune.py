@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from schedules.ranking import ranked
+from schedules.ranking import features, ranked
 from schedules.schedule import AnySchedule, Schedule, TokenTile, rule
 from schedules.tuning_log import Key, TuningRecord, append, read
 from schedules.tuning_space import candidates
@@ -189,23 +189,40 @@ def test_failures_do_not_show_the_times_of_a_near_product(tmp_path: Path) -> Non
     assert [(found.us > 0, found.gain == 1.0) for found in report.tuned] == [(True, False), (False, True)]
 
 
-def test_candidates_are_ranked_by_their_likes() -> None:
-    """What did well on a near workload is tried first."""
-    near, far = Workload.of("lut", 128, 512, 1, 1), Workload.of("lut", 64, 1 << 16, 1, 1)
+def record(workload: Workload, schedule: Any, us: float) -> TuningRecord:
+    key = Key.of(workload, "x86_64_v3", 1)
+    return TuningRecord(
+        key=key, schedule=schedule, status="ok", us=us, rule_us=6.0, stage="trial", cpu="a CPU"
+    )
+
+
+def test_candidates_are_ranked_by_what_trees_expect() -> None:
+    """What did well on another product is tried first, what did badly last."""
+    pytest.importorskip("xgboost")
+    near = Workload.of("lut", 128, 512, 1, 1)
     space = candidates(WORKLOAD, 1, "avx2")[1:]
-    best, bad = space[17], space[5]
+    far_ahead = [s for s in space if isinstance(s, Schedule) and s.tiles[-1].prefetch == 8192]
+    records = [record(near, s, 3.0 if s in far_ahead else 9.0) for s in space]
+    order = ranked(Key.of(WORKLOAD, "x86_64_v3", 1), space, records)
+    assert set(order[: len(far_ahead)]) == set(far_ahead)
+    assert sorted(order, key=repr) == sorted(space, key=repr)
 
-    def record(workload: Workload, schedule: Any, us: float) -> TuningRecord:
-        key = Key.of(workload, "x86_64_v3", 1)
-        return TuningRecord(
-            key=key, schedule=schedule, status="ok", us=us, rule_us=6.0, stage="trial", cpu="a CPU"
-        )
 
-    key = Key.of(WORKLOAD, "x86_64_v3", 1)
-    records = [record(near, best, 3.0), record(near, bad, 9.0), record(far, bad, 0.1)]
-    assert ranked(key, space, records)[0] == best
-    assert ranked(key, space, records)[-1] == bad
+def test_without_a_model_candidates_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    space, key = candidates(WORKLOAD, 1, "avx2")[1:], Key.of(WORKLOAD, "x86_64_v3", 1)
+    other = Workload.of("exact", 64, 512, 1, 1)
     assert ranked(key, space, []) == space
+    assert ranked(key, space, [record(other, s, 3.0) for s in space]) == space, "of another family"
+    monkeypatch.setattr("schedules.ranking.find_spec", lambda name: None)
+    assert ranked(key, space, [record(WORKLOAD, s, float(i + 1)) for i, s in enumerate(space)]) == space
+
+
+@pytest.mark.parametrize("op", ["lut", "exact", "dequant", "float"])
+def test_features_tell_candidates_apart(op: Any) -> None:
+    workload = Workload.of(op, 512, 512, 64, 32 if op == "float" else 2)
+    key = Key.of(workload, "x86_64_v3", 2)
+    space = candidates(workload, 2, "avx2")
+    assert len({tuple(features(key, schedule)) for schedule in space}) == len(space)
 
 
 @here

@@ -90,7 +90,7 @@ def top(
     ui = Ui.start(json=json_output)
     best = sorted(best_records(logs, target), key=lambda record: -record.gain)[:count]
     table = Table(box=None, pad_edge=False)
-    columns = ("kernel", "n x k", "tokens", "bits", "target", "threads", "us", "times the rule", "basis", "schedule")
+    columns = ("kernel", "n x k", "tokens", "bits", "target", "threads", "us", "times the rule", "schedule")
     for name in columns:
         table.add_column(name, overflow="fold")
     for record in best:
@@ -103,8 +103,9 @@ def _cells(record: TuningRecord) -> tuple[str, ...]:
 
     key = record.key
     shape, speed = f"{key.n} x {key.k}", f"{record.gain:.2f}"
-    numbers = (str(key.m), str(key.bits), key.target, str(key.threads), f"{record.us:.1f}", speed)
-    return (key.op, shape, *numbers, record.basis, describe(record.schedule))
+    time = f"{record.us:.1f}{' kcycles' if record.basis == 'modelled' else ''}"
+    numbers = (str(key.m), str(key.bits), key.target, str(key.threads), time, speed)
+    return (key.op, shape, *numbers, describe(record.schedule))
 
 
 def _plain(record: TuningRecord) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often each straight piece of a kernel's code runs, from what qemu notes, and its cycles by llvm-mca.
 
-qemu's log shows every piece of code that it translates, up to a branch or the end of a page, and has a line for
-every time that one runs.
+qemu's log shows every piece of code that it translates, up to a branch or the end of a page, and has a line
+for every time that one runs.
 The cycles of a piece are those of many repetitions divided by their number: loops are judged as they run, and
 what runs once between loops as if it hid behind them.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tvmq.errors import MissingToolError
 
-REPEATS = 100
+REPEATS = 40
 MOST_INSTRUCTIONS = 4000
 """Of a piece that is given to llvm-mca; longer ones are cut, and their cycles scaled."""
 _TRACE = re.compile(rb"^Trace \d+: 0x[0-9a-f]+ \[[0-9a-f]+/([0-9a-f]+)/", re.MULTILINE)

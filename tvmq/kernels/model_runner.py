@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Candidates judged by a model of a core instead of a clock: for levels that no machine at hand runs.
 
-An emulator runs the kernel once and notes how often every piece of its code runs; llvm-mca says how many cycles
-each takes. Caches and memory are not part of it: only schedules that differ in computing are compared. Times of
-the records are thousands of cycles.
+An emulator runs the kernel once and notes how often every piece of its code runs; llvm-mca says how many
+cycles each takes. Caches and memory are not part of it: only schedules that differ in computing are compared.
+Times of the records are thousands of cycles.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class ModelRunner:
         self._build(workload, schedule)
         program = self._link(_KERNELS[workload.op])
         log = self._folder / "trace"
-        command = [*self._emulator, "-d", "in_asm,exec,nochain", "-D", str(log), str(program), str(self._problem)]
+        noting = ("-d", "in_asm,exec,nochain", "-D", str(log))
+        command = [*self._emulator, *noting, str(program), str(self._problem)]
         try:
             done = subprocess.run(command, capture_output=True, check=False, timeout=self._timeout)
         except subprocess.TimeoutExpired:
