@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TVM's MetaSchedule over the knobs of a workload: ScheduleFn, evolutionary search, its XGBoost cost model.
 
-Our kernels are written as they run, so there is nothing in them for its primitives to transform: the knobs are
+Our kernels are written as they run, so its primitives find nothing in them to transform: the knobs are
 the tilings of a made-up loop nest, which its mutators understand, and the cost model's features are the knobs
 themselves. Builder and runner look measurements up, so that only the search is compared.
 """
@@ -33,6 +33,12 @@ def knobs(schedule: AnySchedule, m: int) -> tuple[Any, ...]:
         return (schedule.tokens, schedule.chunk_steps)
     tile = schedule.tiles[-1] if m == 1 else schedule.tiles[0]
     return (tile.tokens, tile.row_tiles, tile.unroll, tile.prefetch)
+
+
+def load() -> None:
+    """Imports what its search needs, intrinsics of all devices among them: many seconds."""
+    import tvm.s_tir.tensor_intrin  # noqa: F401
+    import xgboost  # noqa: F401
 
 
 def metaschedule(key: Key, gains: Mapping[AnySchedule, float], trials: int) -> list[float]:

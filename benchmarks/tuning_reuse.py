@@ -5,7 +5,7 @@
     tvmq tune MODEL_B -o b.jsonl
     python -m benchmarks.tuning_reuse --own b.jsonl --other a.jsonl
 
-Every product of B's log is compiled by what A's log gives without a trial, and by what B's own log gives. Both are
+Every product of B is compiled by what the log of A gives without a trial, and by what its own gives. Both are
 timed in turn on the same memory, in rounds whose order changes. Equal schedules are the same code.
 """
 
