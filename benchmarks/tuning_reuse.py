@@ -11,7 +11,6 @@ timed in turn on the same memory, in rounds whose order changes. Equal schedules
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ SLICE_SECONDS = 2e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reuse:
-    """One product: medians in microseconds, and where the other log's schedule comes from."""
+    """One product: microseconds, and where the other log's schedule comes from."""
 
     key: Key
     other_us: float
@@ -46,7 +45,7 @@ class Reuse:
 
 
 def timed(key: Key, schedules: Sequence[AnySchedule], target: TargetSpec, rounds: int) -> list[float]:
-    """Medians in microseconds of a product by several schedules, on the same memory, in turn."""
+    """Microseconds by several schedules in turn: lower quartiles, which other work moves least."""
     from tvmq import vm
     from tvmq.kernels.cold import tuning_copies
     from tvmq.kernels.product import Product, compile_kernels, compile_timer
@@ -71,7 +70,7 @@ def timed(key: Key, schedules: Sequence[AnySchedule], target: TargetSpec, rounds
             for place in range(len(products)):
                 index = (place + turn) % len(products)
                 found[index].append(products[index].seconds(number, number // 4 + 1 if key.m > 1 else 0))
-    return [1e6 * statistics.median(seconds) for seconds in found]
+    return [1e6 * sorted(seconds)[len(seconds) // 4] for seconds in found]
 
 
 def compare(own: TuningLog, other: TuningLog, rounds: int) -> list[Reuse]:
