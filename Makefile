@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
-DEV_EXTRAS := compile,eval,plan,test,dev
+DEV_EXTRAS := compile,eval,plan,tune,test,dev
 
 .PHONY: help setup demo test lint types contract ci lock clean
 

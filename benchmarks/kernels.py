@@ -9,6 +9,7 @@ their weights warm and take turns in short pieces of their own, right after ours
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 import statistics
@@ -128,6 +129,8 @@ def main(
     from rich.console import Console
     from rich.table import Table
 
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise typer.BadParameter("drawing needs matplotlib: pip install 'tvmq[plan]'", param_hint="--plot")
     console, results, points, limits = Console(), [], [], []
     for text in shape or SHAPES:
         n, k = (int(part) for part in text.split("x"))

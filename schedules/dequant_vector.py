@@ -35,6 +35,16 @@ def vector_product(
         _Panel(spec, isa, buffers, tokens, panel, schedule).emit()
 
 
+def panel_dot(spec: DequantSpec, isa: str) -> DotProduct:
+    """The dot products of a panel."""
+    return dot_product(isa, VECTORS, preferred_bias(isa) if spec.planes else 0)
+
+
+def level_tokens(spec: DequantSpec, isa: str) -> tuple[int, ...]:
+    """Sizes of the token tiles where the schedule leaves them to the level."""
+    return panel_dot(spec, isa).token_tiles
+
+
 class _Panel:
     """Emits one panel for all tokens of a piece, chunk by chunk of its columns."""
 
@@ -65,14 +75,14 @@ class _Panel:
 
     def _tiles(self, chunk: Any) -> None:
         done: Any = T.int64(0)
-        for tokens in self._schedule.tokens or self._dot().token_tiles:
+        for tokens in self._schedule.tokens or level_tokens(self._spec, self._isa):
             count = T.floordiv(self._tokens.count - done, tokens)
             with T.serial(0, count) as i:
                 self._tile(chunk, T.Bind(done + i * tokens), tokens)
             done = T.Bind(done + count * tokens)
 
     def _dot(self) -> DotProduct:
-        return dot_product(self._isa, VECTORS, preferred_bias(self._isa) if self._spec.planes else 0)
+        return panel_dot(self._spec, self._isa)
 
     def _expand(self, chunk: Any) -> None:
         expand, first = expansion(self._isa, preferred_bias(self._isa)), chunk * self._chunks.steps

@@ -93,6 +93,18 @@ def worth_threads(spec: LutSpec, segment: Segment, schedule: Schedule = LUT_RULE
     return blocks > 1 and nbytes >= PARALLEL_BYTES
 
 
+def row_tiles(spec: LutSpec, isa: str, tile: TokenTile) -> int:
+    """Row tiles that a tile of tokens is summed with at once: what the ISA makes of the schedule's wish."""
+    sums: Any = exact_sum(isa) if spec.tables == "exact" else tile_sum(isa)
+    return sums.tiles(tile.tokens, tile.row_tiles)
+
+
+def chunk_steps(spec: LutSpec, segment: Segment) -> int:
+    """Steps of 32 columns that are summed before scales come in: passes of the innermost loop."""
+    layout = spec.layout(segment)
+    return (layout.padded_group if spec.tables == "exact" else layout.chunk) // STEP_COLUMNS
+
+
 def reference(
     x: NDArray[np.float32], planes: Sequence[BitPlanes], spec: LutSpec, biases: Sequence[NDArray | None]
 ) -> list[NDArray[np.float32]]:
@@ -235,7 +247,7 @@ class _SegmentEmitter:
     ) -> None:
         """Adds the columns of one group, times their alphas, to ``acc``."""
         sums: Any = exact_sum(self.isa) if self.exact else tile_sum(self.isa)
-        together = sums.tiles(len(acc), knobs.row_tiles)
+        together = row_tiles(self.spec, self.isa, knobs)
         # Exact tables have no scale per chunk: the whole group is one chunk.
         chunks = 1 if self.exact else self.layout.chunks // self.layout.groups
         with _loop(TILES // together) as part:
@@ -277,7 +289,7 @@ class _SegmentEmitter:
     ) -> None:
         """Adds one chunk of columns, scaled to float, to the tiles of ``acc`` from ``base`` on."""
         block, plane, chunk, first = where
-        steps = (self.layout.padded_group if self.exact else self.layout.chunk) // STEP_COLUMNS
+        steps = chunk_steps(self.spec, self.segment)
         tables = [(self.table, row + t) for t in range(len(acc))]
         sums.begin(len(acc), together, steps)
         unroll = gcd(knobs.unroll, steps)

@@ -29,6 +29,8 @@ from .workload import Workload
 
 CHECKED_ROWS = 192
 CHECKED_TOKENS = 6
+MOST_BYTES = 1 << 31
+"""Largest array of a product that is tried."""
 
 Outputs = Mapping[str, NDArray]
 
@@ -63,6 +65,13 @@ class Problem:
     def weight_bytes(self) -> int:
         """Bytes of weights that a call reads, padding included."""
         return sum(self.arrays[name].nbytes for name in self.weights)
+
+
+def check_memory(workload: Workload) -> None:
+    """ValueError where one array of a workload's problem would be larger than ``MOST_BYTES``."""
+    n, k, m = workload.n, workload.k, workload.m
+    if max(n * k * workload.bits // 8, 4 * n * m, 16 * k * m) > MOST_BYTES:
+        raise ValueError(f"a product of {n} x {k} weights and {m} tokens takes more memory than 2 GiB")
 
 
 def make_problem(workload: Workload, isa: str, schedule: AnySchedule | None = None, seed: int = 0) -> Problem:

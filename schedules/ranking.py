@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which candidate to try next: the one whose likes did best so far, here and on near workloads.
+"""Which candidates to try next: those of which gradient-boosted trees expect most.
 
-Spaces have tens of schedules, few enough to try them all; the order decides what a short budget finds. A
-candidate's expected gain is the mean of measured gains, weighted by how many knobs differ and how far their
-workload is, and of a 1 for what is not known.
+The trees (XGBoost, an extra) learn gains over the rule from the workload and the knobs of all records of the
+same family, target and threads. Where it is not installed, or there is nothing to learn from yet, candidates
+come in the order of the space, which begins with what mostly does well.
 """
 
 from __future__ import annotations
@@ -11,41 +11,63 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
-from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
 
 from .schedule import AnySchedule, Schedule
-from .tuning_log import FARTHEST, Key, TuningRecord, distance
+from .tuning_log import Key, TuningRecord
+from .workload import FORMATS
 
-UNKNOWN = 0.1
-"""Weight of the rule's own speed."""
+LEAST_RECORDS = 4
+"""Records below which trees only repeat what they saw."""
+TREES = 40
+PARAMETERS = {
+    "max_depth": 5,
+    "eta": 0.3,
+    "min_child_weight": 0,
+    "objective": "reg:squarederror",
+    "nthread": 1,
+    "seed": 0,
+    "verbosity": 0,
+}
+_SAME = ("op", "target", "threads", "kernel")
 
 
 def ranked(
     key: Key, schedules: Sequence[AnySchedule], records: Iterable[TuningRecord]
 ) -> list[AnySchedule]:
     """The schedules, most promising first; in their own order where nothing is known."""
-    known = [(record, distance(key, record.key)) for record in records]
-    near = [(record, apart) for record, apart in known if apart <= FARTHEST]
-    if not near:
+    known = [r for r in records if all(getattr(r.key, name) == getattr(key, name) for name in _SAME)]
+    if len(known) < LEAST_RECORDS or find_spec("xgboost") is None:
         return list(schedules)
-    return sorted(schedules, key=lambda schedule: -expected_gain(schedule, near))
+    expected = expected_gains(key, schedules, known)
+    order = sorted(range(len(schedules)), key=lambda index: -expected[index])
+    return [schedules[index] for index in order]
 
 
-def expected_gain(schedule: AnySchedule, near: Sequence[tuple[TuningRecord, float]]) -> float:
-    """The weighted mean of measured gains; a failure's is 0."""
-    weights = [math.exp(-apart - 1.5 * difference(schedule, record.schedule)) for record, apart in near]
-    total = sum(weight * record.gain for weight, (record, _) in zip(weights, near, strict=True))
-    return (total + UNKNOWN) / (sum(weights) + UNKNOWN)
+def expected_gains(
+    key: Key, schedules: Sequence[AnySchedule], records: Sequence[TuningRecord]
+) -> list[float]:
+    """What trees that learnt from ``records`` expect of schedules; a failure's gain is 0."""
+    import xgboost
+
+    rows = np.array([features(record.key, record.schedule) for record in records], np.float32)
+    gains = np.array([record.gain for record in records], np.float32)
+    trees: Any = xgboost.train(PARAMETERS, xgboost.DMatrix(rows, gains), TREES)
+    wanted = np.array([features(key, schedule) for schedule in schedules], np.float32)
+    return [float(gain) for gain in trees.predict(xgboost.DMatrix(wanted))]
 
 
-def difference(a: AnySchedule, b: AnySchedule) -> int:
-    """How many knobs differ."""
-    return sum(x != y for x, y in zip(_knobs(a), _knobs(b), strict=False))
-
-
-@cache
-def _knobs(schedule: AnySchedule) -> tuple[object, ...]:
-    """Spread, then those of the smallest and of the largest token tile."""
+def features(key: Key, schedule: AnySchedule) -> list[float]:
+    """A workload and a schedule of its family as numbers."""
+    facts = [math.log2(key.n), math.log2(key.k), math.log2(key.m), float(key.bits)]
+    facts += [0.0 if key.group == key.k else float(key.group), float(FORMATS[key.op].index(key.layout))]
+    facts.append({None: 0.0, True: 1.0, False: 2.0}[schedule.spread])
     if isinstance(schedule, Schedule):
-        return (schedule.spread, *astuple(schedule.tiles[-1]), *astuple(schedule.tiles[0]))
-    return astuple(schedule)
+        # The smallest tile, which serves single tokens, and the largest.
+        knobs = [*astuple(schedule.tiles[-1]), *astuple(schedule.tiles[0])]
+    else:
+        knobs = [schedule.tokens[0] if schedule.tokens else 0, len(schedule.tokens), schedule.chunk_steps]
+    return [*facts, *map(float, knobs)]

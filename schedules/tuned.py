@@ -33,7 +33,7 @@ def tuned(log: TuningLog, workload: Workload, target: str) -> Tuned:
 
     The tile of one token is that of the bucket of one; the larger ones are those of the largest bucket that
     has a record of its own, or else one of a near workload. Tiles are tuned for one thread; whether threads
-    are worth it, for two.
+    are worth it, for two: where numbers of tokens do not agree, the amount of work decides.
     """
     choices = {m: log.choose(replace(workload, m=m), target, 1) for m in M_BUCKETS}
     found = {m: choice for m, choice in choices.items() if choice.source != "rule"}
@@ -42,7 +42,7 @@ def tuned(log: TuningLog, workload: Workload, target: str) -> Tuned:
     if not found:
         return Tuned(schedule=rule(workload), choices={})
     largest = found[max(found)].schedule
-    spread = log.choose(replace(workload, m=1), target, 2).schedule.spread
+    spread = _spread(log, workload, target)
     if not isinstance(largest, Schedule):
         return Tuned(schedule=replace(largest, spread=spread), choices=found)
     one = choices[1].schedule
@@ -50,3 +50,10 @@ def tuned(log: TuningLog, workload: Workload, target: str) -> Tuned:
     many = largest if max(found) > 1 else one
     schedule = replace(many.over(one.tiles[-1]), spread=spread)
     return Tuned(schedule=schedule, choices=found)
+
+
+def _spread(log: TuningLog, workload: Workload, target: str) -> bool | None:
+    """Whether work is spread over threads, by the records of two."""
+    choices = [log.choose(replace(workload, m=m), target, 2) for m in M_BUCKETS]
+    found = {choice.schedule.spread for choice in choices if choice.source != "rule"}
+    return found.pop() if len(found) == 1 else None

@@ -28,7 +28,7 @@ from .workload import M_BUCKETS, Op, Workload, m_bucket
 
 KERNEL_VERSION = 1
 """Raised whenever a kernel's code changes, which makes its measured times worthless."""
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 MOST_BYTES = 64 << 20
 MOST_LINE = 1 << 14
 FARTHEST = 4.0
@@ -37,6 +37,7 @@ WORTH = 1.05
 
 Status = Literal["ok", "wrong", "crash", "timeout", "error"]
 Stage = Literal["trial", "final"]
+Basis = Literal["measured", "modelled", "emulated"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,9 @@ class TuningRecord:
         us: microseconds of a call (weights from memory for one token, else warm); 0 unless ok.
         rule_us: the same of the rule's schedule, measured in turn with it.
         stage: ``trial``, or ``final`` for those that were measured again and longer.
-        cpu: name of the CPU.
+        cpu: name of the CPU, or of the model of one.
+        basis: what the times are. Modelled ones, thousands of cycles, only say which schedule is faster, and
+            only where nothing was measured; those of an emulator say nothing, and are never used.
         version: of this format.
     """
 
@@ -98,6 +101,7 @@ class TuningRecord:
     rule_us: float
     stage: Stage
     cpu: str
+    basis: Basis = "measured"
     version: int = RECORD_VERSION
 
     def __post_init__(self) -> None:
@@ -150,7 +154,8 @@ class TuningLog:
 
     def __post_init__(self) -> None:
         for record in self.records:
-            if record.status == "ok" and record.key.kernel == KERNEL_VERSION:
+            usable = record.status == "ok" and record.basis != "emulated"
+            if usable and record.key.kernel == KERNEL_VERSION:
                 known = self._best.get(record.key)
                 if known is None or _rank(record) > _rank(known):
                     self._best[record.key] = record
@@ -160,13 +165,16 @@ class TuningLog:
         return list(self._best.values())
 
     def choose(self, workload: Workload, target: str, threads: int) -> Choice:
-        """The schedule of a workload: its own record, the nearest one, or the rule."""
+        """The schedule of a workload: its own record, the nearest one or the rule; measured ones first."""
         wanted = Key.of(workload, target, threads)
         found, apart = self._best.get(wanted), 0.0
-        if found is None:
-            near = [(distance(wanted, key), i, key) for i, key in enumerate(self._best)]
-            apart, _, key = min(near, default=(math.inf, 0, wanted))
-            found = self._best[key] if apart <= FARTHEST else None
+        if found is None or found.basis != "measured":
+            near = [
+                (record.basis != "measured", distance(wanted, key), i, record)
+                for i, (key, record) in enumerate(self._best.items())
+                if distance(wanted, key) <= FARTHEST
+            ]
+            _, apart, _, found = min(near, default=(True, math.inf, 0, None))
         if found is None:
             return Choice(schedule=rule(workload), source="rule")
         schedule = found.schedule if found.gain >= WORTH else rule(workload)
@@ -178,8 +186,8 @@ NO_RECORDS = TuningLog()
 """Leaves every workload its rule."""
 
 
-def _rank(record: TuningRecord) -> tuple[bool, float]:
-    return record.stage == "final", record.gain
+def _rank(record: TuningRecord) -> tuple[bool, bool, float]:
+    return record.basis == "measured", record.stage == "final", record.gain
 
 
 def distance(a: Key, b: Key) -> float:
@@ -237,6 +245,7 @@ def _record(facts: dict[str, Any], text: bytes) -> TuningRecord:
             rule_us=msgspec.convert(facts["rule_us"], float),
             stage=msgspec.convert(facts["stage"], Stage),
             cpu=msgspec.convert(facts["cpu"], str),
+            basis=msgspec.convert(facts["basis"], Basis),
             version=msgspec.convert(facts["version"], int),
         )
     except (KeyError, TypeError, ValueError, OverflowError):

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from itertools import product
 
+from .same_code import code_of
 from .schedule import AnySchedule, DequantSchedule, Schedule, TokenTile, rule
 from .workload import Workload
 
@@ -20,12 +22,28 @@ DEQUANT_TOKENS = ((), (4, 1), (2, 1), (3, 1), (6, 1), (8, 4, 1))
 DEQUANT_CHUNKS = (12, 4, 8, 24)
 
 
-def candidates(workload: Workload, threads: int) -> list[AnySchedule]:
-    """All schedules that differ for this workload; threads only matter where there are several."""
+def candidates(workload: Workload, threads: int, isa: str) -> list[AnySchedule]:
+    """All schedules that come to different code for this workload; the rule is the first.
+
+    Whether work is spread over threads only matters where there are several.
+    """
     found = [rule(workload), *_schedules(workload)]
     if threads > 1:
         found = [replace(schedule, spread=spread) for schedule in found for spread in (None, True, False)]
-    return list(dict.fromkeys(found))
+    different: dict[Hashable, AnySchedule] = {}
+    for schedule in found:
+        different.setdefault(code_of(workload, isa, schedule), schedule)
+    return list(different.values())
+
+
+def same_prefetch(schedules: Sequence[AnySchedule]) -> list[AnySchedule]:
+    """Those that fetch ahead as the first of them does: for times that do not tell what memory costs."""
+
+    def ahead(schedule: AnySchedule) -> dict[int, int]:
+        return {t.tokens: t.prefetch for t in schedule.tiles} if isinstance(schedule, Schedule) else {}
+
+    own = ahead(schedules[0])
+    return [s for s in schedules if all(own.get(count, 0) == far for count, far in ahead(s).items())]
 
 
 def _schedules(workload: Workload) -> list[AnySchedule]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .detect import host_architecture, host_cpu, host_flags, runnable
+from .detect import cpu_name, host_architecture, host_cpu, host_flags, runnable
 from .spec import System, TargetSpec
 
 _NAMES = (
@@ -141,6 +141,7 @@ def permitted(name: str) -> bool:
 __all__ = [
     "System",
     "TargetSpec",
+    "cpu_name",
     "detect_host",
     "get_target",
     "host_architecture",

@@ -9,6 +9,28 @@ from pathlib import Path
 from .spec import TargetSpec
 
 CPUINFO = Path("/proc/cpuinfo")
+_ARM_CORES = {
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd05"): "Cortex-A55",
+    ("0x41", "0xd07"): "Cortex-A57",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd09"): "Cortex-A73",
+    ("0x41", "0xd0a"): "Cortex-A75",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd0d"): "Cortex-A77",
+    ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd41"): "Cortex-A78",
+    ("0x41", "0xd44"): "Cortex-X1",
+    ("0x41", "0xd46"): "Cortex-A510",
+    ("0x41", "0xd47"): "Cortex-A710",
+    ("0x41", "0xd48"): "Cortex-X2",
+    ("0x41", "0xd49"): "Neoverse-N2",
+    ("0x41", "0xd4d"): "Cortex-A715",
+    ("0x41", "0xd4e"): "Cortex-X3",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+}
+"""Arm's numbers of its cores (implementer 0x41), as Linux shows them."""
 
 
 def host_architecture() -> str:
@@ -31,16 +53,26 @@ def host_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
 
 
 def host_cpu(cpuinfo: Path = CPUINFO) -> str:
-    """The CPU's marketing name, or ``unknown``."""
+    """The CPU's marketing name, or the names of an Arm CPU's kinds of cores, or ``unknown``."""
     try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+        return cpu_name(cpuinfo.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return "unknown"
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return "unknown"
+
+
+def cpu_name(cpuinfo: str) -> str:
+    """The same from the text of ``/proc/cpuinfo``, which names Arm cores by numbers."""
+    kinds: dict[str, None] = {}
+    implementer = ""
+    for line in cpuinfo.splitlines():
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if name == "model name":
+            return value
+        if name == "CPU implementer":
+            implementer = value
+        elif name == "CPU part":
+            kinds[_ARM_CORES.get((implementer, value), f"CPU {implementer} part {value}")] = None
+    return ", ".join(kinds) or "unknown"
 
 
 def runnable(

@@ -301,6 +301,9 @@ class TuneOptions:
         timeout: seconds that one candidate may take.
         threads: threads of the kernels.
         resume: go on with an existing log instead of refusing it.
+        runner: where candidates run: ``local``, ``rpc``, ``command:TEMPLATE`` or ``model``, ``model:CPU``.
+        tracker: HOST:PORT of the RPC tracker.
+        key: key of the RPC servers.
     """
 
     plan: PlanOptions = field(default_factory=PlanOptions)
@@ -313,3 +316,6 @@ class TuneOptions:
     timeout: float = 30.0
     threads: int = 1
     resume: bool = False
+    runner: str = "local"
+    tracker: str | None = None
+    key: str | None = None

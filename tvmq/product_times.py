@@ -66,7 +66,7 @@ def log_times(
 
 def _usable(path: Path) -> list[TuningRecord]:
     """The fastest records of one thread on the log's one target, by the first family that it has."""
-    best = [record for record in read_log(path).best() if record.key.threads == 1]
+    best = [r for r in read_log(path).best() if r.key.threads == 1 and r.basis == "measured"]
     targets = sorted({record.key.target for record in best})
     if len(targets) > 1:
         names = ", ".join(targets)

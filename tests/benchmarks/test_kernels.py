@@ -30,6 +30,18 @@ def test_runs_writes_json_and_draws(tmp_path: Path) -> None:
     assert "<svg" in plot.read_text()
 
 
+def test_drawing_without_matplotlib_is_refused_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(kernels, "ours", lambda *args: pytest.fail("timed"))
+    app = typer.Typer()
+    app.command()(kernels.main)
+    outcome = CliRunner().invoke(app, ["--plot", str(tmp_path / "a.svg")])
+    assert outcome.exit_code == 2
+    assert "matplotlib" in outcome.output
+
+
 def test_peers_run_on_one_shape() -> None:
     weight = np.random.default_rng(0).standard_normal((64, 128), np.float32)
     found = dict(peers(weight, 2, 1))

@@ -11,8 +11,9 @@ import pytest
 
 from schedules.lut_gemm import worth_threads
 from schedules.problem import lut_spec, make_problem
+from schedules.same_code import code_of
 from schedules.schedule import LUT_RULE, AnySchedule, DequantSchedule, Schedule, TokenTile, rule
-from schedules.tuning_space import candidates
+from schedules.tuning_space import _schedules, candidates
 from schedules.workload import M_BUCKETS, Workload
 
 ONE = TokenTile(tokens=1)
@@ -106,7 +107,27 @@ def test_threads_follow_the_schedule() -> None:
 @pytest.mark.parametrize("m", M_BUCKETS)
 def test_candidates_begin_with_the_rule_and_differ(op: Any, m: int, threads: int) -> None:
     workload = Workload.of(op, 4096, 512, m, 32 if op == "float" else 2)
-    found = candidates(workload, threads)
+    found = candidates(workload, threads, "avx2")
     assert found[0] == rule(workload)
     assert len(set(found)) == len(found) > 1
+
+
+@pytest.mark.parametrize(
+    ("op", "isa"), [("lut", "avx2"), ("exact", "neon"), ("dequant", "avx2"), ("dequant", "neon_dotprod")]
+)
+def test_schedules_of_the_same_code_are_one_candidate(op: Any, isa: str) -> None:
+    """By the functions themselves: equal ones are told to be equal, others to differ."""
+    workload = Workload.of(op, 64, 768, 8 if op == "dequant" else 4, 2)
+    raw = [rule(workload), *_schedules(workload)]
+    texts: dict[Any, set[str]] = {}
+    for schedule in raw:
+        function = make_problem(workload, isa, schedule).kernels[f"{op}_gemm".replace("exact", "lut")]
+        texts.setdefault(code_of(workload, isa, schedule), set()).add(function.script())
+    assert all(len(own) == 1 for own in texts.values())
+    assert len(set.union(*texts.values())) == len(texts) == len(candidates(workload, 1, isa)) < len(set(raw))
+
+
+def test_tiles_of_amx_are_not_cut_by_schedules() -> None:
+    workload = Workload.of("dequant", 512, 512, 64, 2)
+    assert candidates(workload, 2, "amx") == [rule(workload)]
 

@@ -155,10 +155,11 @@ def changed(**facts: Any) -> bytes:
     [
         (encode(record(lut()))[:-2], "not a line of a tuning log, or cut off"),
         (encode(record(lut())).replace(b'"us":1.0', b'"us":0.1')[:-1], "wrong checksum"),
-        (changed(version=2), "a record of format 2, newer than this tvmq knows"),
+        (changed(version=3), "a record of format 3, newer than this tvmq knows"),
         (changed(version="2"), "not a record"),
         (line_of("[]"), "a record that this tvmq cannot use"),
         (line_of("7"), "a record that this tvmq cannot use"),
+        (changed(basis="guessed"), "a record that this tvmq cannot use"),
         (changed(us=0), "a record that this tvmq cannot use"),
         (changed(us=-1.0), "a record that this tvmq cannot use"),
         (changed(us=True), "a record that this tvmq cannot use"),
@@ -218,6 +219,22 @@ def test_the_rule_stays_unless_something_is_clearly_better() -> None:
     log = TuningLog((record(lut(), us=1.99),))
     found = log.choose(lut(), TARGET, 1)
     assert (found.source, found.schedule) == ("tuned", LUT_RULE)
+
+
+def test_modelled_records_only_serve_where_nothing_was_measured() -> None:
+    other = LUT_RULE.over(TokenTile(tokens=1, unroll=4))
+    modelled = record(lut(), other, us=0.5, basis="modelled", cpu="neoverse-n1")
+    log = TuningLog((modelled, record(lut(n=1024))))
+    assert (log.choose(lut(), TARGET, 1).schedule, log.choose(lut(), TARGET, 1).source) == (TUNED, "nearest")
+    assert TuningLog((modelled,)).choose(lut(), TARGET, 1).record == modelled
+    assert TuningLog((modelled,)).choose(lut(n=1024), TARGET, 1).record == modelled
+    assert TuningLog((modelled, record(lut(), us=1.9))).best() == [record(lut(), us=1.9)]
+
+
+def test_records_of_an_emulator_are_never_used() -> None:
+    log = TuningLog((record(lut(), us=0.1, basis="emulated"),))
+    assert log.best() == []
+    assert log.choose(lut(), TARGET, 1).source == "rule"
 
 
 def test_final_measurements_beat_lucky_trials() -> None:

@@ -171,6 +171,9 @@ def test_flags_are_read_from_the_system(tmp_path: Path) -> None:
     arm = cpuinfo(tmp_path, "processor : 0\nFeatures : fp asimd\n")
     assert host_flags(arm) == {"fp", "asimd"}
     assert host_cpu(arm) == "unknown"
+    cores = "".join(f"processor: {i}\nCPU implementer : 0x41\nCPU part : {part}\n\n"
+                    for i, part in enumerate(["0xd05", "0xd05", "0xd0b", "0xfff"]))  # fmt: skip
+    assert host_cpu(cpuinfo(tmp_path, cores)) == "Cortex-A55, Cortex-A76, CPU 0x41 part 0xfff"
 
 
 @pytest.mark.parametrize("text", ["", "nothing here\n"])

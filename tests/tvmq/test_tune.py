@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from schedules.ranking import ranked
+from schedules.ranking import features, ranked
 from schedules.schedule import AnySchedule, Schedule, TokenTile, rule
 from schedules.tuning_log import Key, TuningRecord, append, read
 from schedules.tuning_space import candidates
@@ -25,7 +26,7 @@ from tvmq.kernels.tuner import Tuner
 from tvmq.options import TuneOptions
 
 here = pytest.mark.isa("x86_64_v2")
-WORKLOAD = Workload.of("lut", 64, 64, 1, 1)
+WORKLOAD = Workload.of("lut", 64, 512, 1, 1)
 FEW = {"op": "lut", "n": 64, "k": 64, "m": 4, "bits": 1}
 """Timed warm: no copies have to be made."""
 PLANTED = """
@@ -61,19 +62,17 @@ def schedule(prefetch: int) -> Schedule:
 
 
 @here
-def test_bad_candidates_lose_only_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash, a hang, a wrong result and an error, each between good ones."""
-    monkeypatch.setattr("tvmq.kernels.runner.STARTUP", 60.0)
+def test_bad_candidates_lose_only_themselves(tmp_path: Path) -> None:
+    """A hang as the very first, a crash, a wrong result and an error, each between good ones."""
     script = tmp_path / "planted.py"
     script.write_text(PLANTED)
     few = Workload.of("lut", 64, 64, 4, 1)
-    runner = LocalRunner(detect_host()[-1], 1, 10.0, [sys.executable, str(script)])
+    runner = LocalRunner(detect_host()[-1], 1, 0.5, [sys.executable, str(script)])
     try:
-        found = [runner.run(few, schedule(ahead), 1) for ahead in (64, 1, 3, 4, 128)]
-        monkeypatch.setattr(runner, "_timeout", 0.5)
-        hung = runner.run(few, schedule(2), 1)
-        monkeypatch.setattr(runner, "_timeout", 10.0)
-        after = runner.run(few, schedule(64), 1)
+        ((_, hung),) = runner.run(few, [schedule(2)], 1)
+        runner.child.timeout = 30.0
+        found = [outcome for _, outcome in runner.run(few, [schedule(a) for a in (64, 1, 3, 4, 128)], 1)]
+        after = found[-1]
     finally:
         runner.close()
     assert [outcome.status for outcome in found] == ["ok", "crash", "wrong", "error", "ok"]
@@ -87,12 +86,21 @@ def test_bad_candidates_lose_only_themselves(tmp_path: Path, monkeypatch: pytest
 class Fake:
     """Answers without running anything: the time falls with the prefetch; some schedules are broken."""
 
+    batch = 1
+    memory = True
+
     def __init__(self, interrupt_at: int = 0) -> None:
         self.asked: list[tuple[AnySchedule, int]] = []
         self.closed = False
         self._interrupt_at = interrupt_at
 
-    def run(self, workload: Workload, schedule: AnySchedule, rounds: int) -> Outcome:
+    def run(
+        self, workload: Workload, schedules: Sequence[AnySchedule], rounds: int
+    ) -> Iterator[tuple[AnySchedule, Outcome]]:
+        for schedule in schedules:
+            yield schedule, self.one(workload, schedule, rounds)
+
+    def one(self, workload: Workload, schedule: AnySchedule, rounds: int) -> Outcome:
         self.asked.append((schedule, rounds))
         if len(self.asked) == self._interrupt_at:
             raise KeyboardInterrupt
@@ -108,7 +116,7 @@ class Fake:
 
 def tuner(log: Path, runner: Fake, **options: Any) -> Tuner:
     records = list(read(log).records) if log.exists() else []
-    return Tuner(log, "x86_64_v3", TuneOptions(**options), runner, "a CPU", lambda text: None, records)
+    return Tuner(log, "x86_64_v3", TuneOptions(**options), runner, lambda text: None, records)
 
 
 def test_the_best_is_measured_again_and_kept(tmp_path: Path) -> None:
@@ -117,7 +125,7 @@ def test_the_best_is_measured_again_and_kept(tmp_path: Path) -> None:
     (found,) = report.tuned
     assert runner.closed
     assert (report.stopped, report.untouched) == ("done", 0)
-    assert found.trials == len(candidates(WORKLOAD, 1)) - 1
+    assert found.trials == len(candidates(WORKLOAD, 1, "avx2")) - 1
     assert report.trials["crash"] > 0
     best = found.schedule
     assert isinstance(best, Schedule)
@@ -132,7 +140,7 @@ def test_the_best_is_measured_again_and_kept(tmp_path: Path) -> None:
 
 def test_the_rule_stays_where_nothing_beats_it(tmp_path: Path) -> None:
     class Slow(Fake):
-        def run(self, workload: Workload, schedule: AnySchedule, rounds: int) -> Outcome:
+        def one(self, workload: Workload, schedule: AnySchedule, rounds: int) -> Outcome:
             return Outcome(status="ok", us=9.0, rule_us=9.0)
 
     report = tuner(tmp_path / "log.jsonl", Slow(), trials=5).tune([WORKLOAD])
@@ -161,9 +169,9 @@ def test_the_time_budget_ends_a_run(tmp_path: Path) -> None:
 
 def test_the_time_budget_cuts_the_last_product_too(tmp_path: Path) -> None:
     class Slow(Fake):
-        def run(self, workload: Workload, schedule: AnySchedule, rounds: int) -> Outcome:
+        def one(self, workload: Workload, schedule: AnySchedule, rounds: int) -> Outcome:
             time.sleep(0.2)
-            return super().run(workload, schedule, rounds)
+            return super().one(workload, schedule, rounds)
 
     report = tuner(tmp_path / "log.jsonl", Slow(), time_budget=0.1).tune([WORKLOAD])
     assert (report.stopped, report.untouched, len(report.tuned)) == ("time budget", 0, 1)
@@ -171,33 +179,50 @@ def test_the_time_budget_cuts_the_last_product_too(tmp_path: Path) -> None:
 
 def test_failures_do_not_show_the_times_of_a_near_product(tmp_path: Path) -> None:
     class Broken(Fake):
-        def run(self, workload: Workload, schedule: AnySchedule, rounds: int) -> Outcome:
+        def one(self, workload: Workload, schedule: AnySchedule, rounds: int) -> Outcome:
             if workload.n == 64:
-                return super().run(workload, schedule, rounds)
+                return super().one(workload, schedule, rounds)
             return Outcome(status="crash", why="planted")
 
-    near = Workload.of("lut", 128, 64, 1, 1)
+    near = Workload.of("lut", 128, 512, 1, 1)
     report = tuner(tmp_path / "log.jsonl", Broken(), trials=3).tune([WORKLOAD, near])
     assert [(found.us > 0, found.gain == 1.0) for found in report.tuned] == [(True, False), (False, True)]
 
 
-def test_candidates_are_ranked_by_their_likes() -> None:
-    """What did well on a near workload is tried first."""
-    near, far = Workload.of("lut", 128, 64, 1, 1), Workload.of("lut", 64, 1 << 16, 1, 1)
-    space = candidates(WORKLOAD, 1)[1:]
-    best, bad = space[17], space[5]
+def record(workload: Workload, schedule: Any, us: float) -> TuningRecord:
+    key = Key.of(workload, "x86_64_v3", 1)
+    return TuningRecord(
+        key=key, schedule=schedule, status="ok", us=us, rule_us=6.0, stage="trial", cpu="a CPU"
+    )
 
-    def record(workload: Workload, schedule: Any, us: float) -> TuningRecord:
-        key = Key.of(workload, "x86_64_v3", 1)
-        return TuningRecord(
-            key=key, schedule=schedule, status="ok", us=us, rule_us=6.0, stage="trial", cpu="a CPU"
-        )
 
-    key = Key.of(WORKLOAD, "x86_64_v3", 1)
-    records = [record(near, best, 3.0), record(near, bad, 9.0), record(far, bad, 0.1)]
-    assert ranked(key, space, records)[0] == best
-    assert ranked(key, space, records)[-1] == bad
+def test_candidates_are_ranked_by_what_trees_expect() -> None:
+    """What did well on another product is tried first, what did badly last."""
+    pytest.importorskip("xgboost")
+    near = Workload.of("lut", 128, 512, 1, 1)
+    space = candidates(WORKLOAD, 1, "avx2")[1:]
+    far_ahead = [s for s in space if isinstance(s, Schedule) and s.tiles[-1].prefetch == 8192]
+    records = [record(near, s, 3.0 if s in far_ahead else 9.0) for s in space]
+    order = ranked(Key.of(WORKLOAD, "x86_64_v3", 1), space, records)
+    assert set(order[: len(far_ahead)]) == set(far_ahead)
+    assert sorted(order, key=repr) == sorted(space, key=repr)
+
+
+def test_without_a_model_candidates_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    space, key = candidates(WORKLOAD, 1, "avx2")[1:], Key.of(WORKLOAD, "x86_64_v3", 1)
+    other = Workload.of("exact", 64, 512, 1, 1)
     assert ranked(key, space, []) == space
+    assert ranked(key, space, [record(other, s, 3.0) for s in space]) == space, "of another family"
+    monkeypatch.setattr("schedules.ranking.find_spec", lambda name: None)
+    assert ranked(key, space, [record(WORKLOAD, s, float(i + 1)) for i, s in enumerate(space)]) == space
+
+
+@pytest.mark.parametrize("op", ["lut", "exact", "dequant", "float"])
+def test_features_tell_candidates_apart(op: Any) -> None:
+    workload = Workload.of(op, 512, 512, 64, 32 if op == "float" else 2)
+    key = Key.of(workload, "x86_64_v3", 2)
+    space = candidates(workload, 2, "avx2")
+    assert len({tuple(features(key, schedule)) for schedule in space}) == len(space)
 
 
 @here
@@ -245,6 +270,7 @@ def test_interrupt_from_the_keyboard(tmp_path: Path) -> None:
         ('[{"op": "lut", "n": 8.5, "k": 8, "m": 1, "bits": 2}]', "Expected `int`, got `float`"),
         ('[{"op": "lut", "n": 8, "k": 8, "m": 1, "bits": 2, "x": 1}]', "unknown field `x`"),
         ('[{"op": "lut", "n": 8, "k": 8, "m": 1, "bits": 2, "layout": "z"}]', "lut has no layout 'z'"),
+        ('[{"op": "lut", "n": 99999, "k": 99999, "m": 1, "bits": 8}]', "takes more memory than 2 GiB"),
         ("nonsense", "not valid JSON"),
     ],
 )
@@ -264,7 +290,7 @@ def test_bad_options_and_logs_are_one_line(tvmq: Any, tmp_path: Path) -> None:
     work, log = tmp_path / "w.json", tmp_path / "log.jsonl"
     work.write_text(json.dumps([FEW]))
     assert "unknown target 'z80'" in tvmq("tune", work, "-o", log, "--target", "z80").err
-    assert "expected numbers, such as 1,64" in tvmq("tune", work, "-o", log, "--tokens", "1,x").err
+    assert "expected numbers, such as 1,4" in tvmq("tune", work, "-o", log, "--tokens", "1,x").err
     log.write_text("not a log\n")
     outcome = tvmq("tune", work, "-o", log, "--resume")
     assert (outcome.code, len(outcome.err.splitlines())) == (3, 1)

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from schedules.schedule import LUT_RULE, TokenTile
-from schedules.tuned import shipped_log
-from schedules.tuning_log import Key, TuningRecord, append
+from schedules.tuning_log import Key, TuningLog, TuningRecord, append, read
 from schedules.workload import Workload
 from tvmq.kernels.logs import log_of
 
@@ -65,12 +64,15 @@ def test_the_choice_is_shown_and_the_answers_stay(
     assert (plain / "selftest.json").read_bytes() == (tuned / "selftest.json").read_bytes()
 
 
-def test_records_of_ones_own_come_before_shipped_ones(tmp_path: Path) -> None:
-    shipped = max(shipped_log().best(), key=lambda record: record.gain)
+def test_records_of_ones_own_come_before_shipped_ones(
+    tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shipped,) = read(log).records
+    monkeypatch.setattr("tvmq.kernels.logs.shipped_log", lambda: TuningLog((shipped,)))
     own = replace(shipped, us=2 * shipped.rule_us, cpu="another CPU")
-    append(tmp_path / "log.jsonl", [own])
+    append(tmp_path / "own.jsonl", [own])
     workload, target, threads = own.key.workload, own.key.target, own.key.threads
-    assert log_of(tmp_path / "log.jsonl").choose(workload, target, threads).record == own
+    assert log_of(tmp_path / "own.jsonl").choose(workload, target, threads).record == own
     assert log_of(None).choose(workload, target, threads).record == shipped
 
 

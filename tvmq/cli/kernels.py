@@ -10,9 +10,7 @@ import typer
 from relay_passes.bit_plan import ScaleDtype
 from tvmq.options import KernelBenchOptions
 
-from .ui import Json, Quiet, Threads, Ui, Verbose, facts_table
-
-Target = Annotated[str, typer.Option("--target", help="ISA level; host is the best that runs here.")]
+from .ui import Json, Quiet, Target, Threads, Ui, Verbose, facts_table
 
 
 def bench_kernels(

@@ -103,7 +103,8 @@ def _cells(record: TuningRecord) -> tuple[str, ...]:
 
     key = record.key
     shape, speed = f"{key.n} x {key.k}", f"{record.gain:.2f}"
-    numbers = (str(key.m), str(key.bits), key.target, str(key.threads), f"{record.us:.1f}", speed)
+    time = f"{record.us:.1f}{' kcycles' if record.basis == 'modelled' else ''}"
+    numbers = (str(key.m), str(key.bits), key.target, str(key.threads), time, speed)
     return (key.op, shape, *numbers, describe(record.schedule))
 
 

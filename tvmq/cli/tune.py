@@ -12,14 +12,21 @@ from tvmq.errors import UsageError
 from tvmq.options import PlanOptions, Tables, TuneOptions
 
 from .options import with_plan_options
-from .ui import INTERRUPTED, Json, Quiet, Ui, Verbose, facts_table
+from .ui import INTERRUPTED, Json, Quiet, Target, Ui, Verbose, facts_table
 
 if TYPE_CHECKING:
     from tvmq.kernels.tuner import TuneReport
 
 Source = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or a JSON list of workloads.")]
 Log = Annotated[Path, typer.Option("--output", "-o", help="Tuning log to write (.jsonl).")]
-Target = Annotated[str, typer.Option("--target", help="ISA level; host is the best that runs here.")]
+Runner = Annotated[
+    str,
+    typer.Option("--runner", metavar="WHERE", help="local, rpc, command:TEMPLATE, model[:CPU] (llvm-mca)."),
+]
+Tracker = Annotated[
+    str | None, typer.Option("--tracker", metavar="HOST:PORT", help="TVM's RPC tracker, for --runner rpc.")
+]
+Key = Annotated[str | None, typer.Option("--key", help="Key of its servers that may be used.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=1, metavar="S", help="Seconds of one candidate.")]
 Threads = Annotated[
     int,
@@ -50,6 +57,9 @@ def tune(
     ] = 0.0,
     timeout: Timeout = 30.0,
     threads: Threads = 1,
+    runner: Runner = "local",
+    tracker: Tracker = None,
+    key: Key = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an existing log.")] = False,
     json_output: Json = False,
     verbose: Verbose = 0,
@@ -70,6 +80,9 @@ def tune(
         timeout=timeout,
         threads=threads,
         resume=resume,
+        runner=runner,
+        tracker=tracker,
+        key=key,
     )
     err = ui.err()
     with ui.progress() as progress:

@@ -29,6 +29,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the t
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder written by tvmq compile.")]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=1, help="Threads; results do not depend on it.")]
+Target = Annotated[str, typer.Option("--target", help="ISA level; host is the best that runs here.")]
 Isa = Annotated[
     str | None, typer.Option("--isa", metavar="LEVEL", help="ISA level to run instead of the CPU's best.")
 ]

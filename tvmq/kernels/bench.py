@@ -21,23 +21,19 @@ from tvmq.errors import UsageError
 from tvmq.loading import MAX_THREADS
 from tvmq.options import KernelBenchOptions, Progress, no_progress
 
+from .cold import MEMORY, MOST_COPIES, copies_of
+
 if TYPE_CHECKING:
     from targets.spec import TargetSpec
 
     from .product import Product
 
-MEMORY = 256 << 20
-"""Bytes of weights that are used in turn: eight times the last-level cache of large servers' cores."""
 SLICE = 2e-3
 """Seconds of a timed piece: short, so that rounds meet the same neighbours."""
 KERNELS = ("lut", "lut+table", "exact", "exact+table", "dequant", "float")
 """Kernel families; ``+table`` counts the building of the lookup tables too, which linears share."""
 TABLE = "+table"
-MOST_COPIES = 4096
-"""Copies of small weights, which then lie apart."""
 LINE = 256
-MOST_BYTES = 1 << 31
-"""Largest array of a product that is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,12 +163,12 @@ def _names(options: KernelBenchOptions) -> dict[str, str]:
 
 
 def _workload(options: KernelBenchOptions, op: Any) -> Any:
+    from schedules.problem import check_memory
     from schedules.workload import Workload
 
     n, k, m = options.n, options.k, options.m
     workload = Workload.of(op, n, k, m, options.bits, options.group, options.scale_dtype)
-    if max(n * k * options.bits // 8, 4 * n * m, 16 * k * m) > MOST_BYTES:
-        raise ValueError(f"a product of {n} x {k} weights and {m} tokens takes more memory than 2 GiB")
+    check_memory(workload)
     return workload
 
 
@@ -239,13 +235,12 @@ def _timed(
     whole = Product(problem, library, timer)
     problem.check(whole.run())
     filled = replace(problem, arrays=whole.arrays)
-    copies = min(MOST_COPIES, max(2, -(-MEMORY // max(1, problem.weight_bytes))))
+    copies, apart = copies_of(problem.weight_bytes, MEMORY, MOST_COPIES)
     found = []
     for name in names:
         stages = problem.stages if name.endswith(TABLE) else problem.stages[-1:]
-        warm, cold = (
-            Product(filled, library, timer, stages, count, MEMORY // count) for count in (1, copies)
-        )
+        warm = Product(filled, library, timer, stages)
+        cold = Product(filled, library, timer, stages, copies, apart)
         found.append(_Timed(name, problem.weight_bytes, Piece(_warmed(warm)), Piece(cold.seconds)))
     return found
 

@@ -12,8 +12,9 @@ import msgspec
 from relay_passes.bit_plan import FLOAT_BITS, BitPlan, BlockBits, WordBits
 from schedules.describe import describe
 from schedules.lut_table import Tables
+from schedules.problem import check_memory
 from schedules.tuned import tuned
-from schedules.tuning_log import TuningLog
+from schedules.tuning_log import Choice, TuningLog
 from schedules.workload import Workload
 from targets.spec import TargetSpec
 from tvmq.errors import InputError
@@ -85,7 +86,7 @@ def kernel_schedules(
 
 def _schedule(log: TuningLog, workload: Workload, target: str) -> KernelSchedule:
     result = tuned(log, workload, target)
-    sources = [f"{choice.source} at {m}" for m, choice in result.choices.items()]
+    sources = [_source(choice, m) for m, choice in result.choices.items()]
     return KernelSchedule(
         kernel=workload.op,
         n=workload.n,
@@ -95,6 +96,11 @@ def _schedule(log: TuningLog, workload: Workload, target: str) -> KernelSchedule
         source=", ".join(sources) or "rule",
         schedule=describe(result.schedule),
     )
+
+
+def _source(choice: Choice, m: int) -> str:
+    modelled = choice.record is not None and choice.record.basis == "modelled"
+    return f"{choice.source} at {m}{' (modelled)' if modelled else ''}"
 
 
 class _PlainWorkload(msgspec.Struct, forbid_unknown_fields=True):
@@ -121,6 +127,7 @@ def read_workloads(plain: Any, where: str) -> list[Workload]:
             workload = Workload.of(op, facts.n, facts.k, facts.m, facts.bits, facts.group)
             if facts.layout is not None:
                 workload = replace(workload, layout=facts.layout)
+            check_memory(workload)
         except ValueError as error:
             raise InputError(f"{where}: workload {index}: {error}") from None
         found.append(workload)

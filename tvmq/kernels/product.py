@@ -46,15 +46,33 @@ class _Any(ctypes.Structure):
 
 
 def compile_kernels(kernels: Mapping[str, Any], target: TargetSpec, path: Path) -> None:
-    """Compiles PrimFuncs and links them to ``path``; MissingToolError where no compiler links."""
-    import tvm
+    """Compiles PrimFuncs and links them to ``path``; MissingToolError where no compiler links them."""
+    from tvmq.build import LinkError, linking
 
-    from tvmq.build import linking
+    try:
+        _compiled(kernels, target).export_library(str(path), fcompile=linking(target))
+    except LinkError as error:
+        first = next(iter(str(error).strip().splitlines()), "no message")
+        raise MissingToolError(f"the linker cannot link {target.name} code: {first}") from error
+
+
+def compile_object(kernels: Mapping[str, Any], target: TargetSpec, path: Path) -> None:
+    """Compiles PrimFuncs to one object file."""
+
+    def keep(_: str, objects: Sequence[str], options: Any = None, **__: Any) -> None:
+        (only,) = objects
+        path.write_bytes(Path(only).read_bytes())
+
+    keep.output_format = "so"  # type: ignore[attr-defined]
+    _compiled(kernels, target).export_library(str(path.with_suffix(".unused")), fcompile=keep)
+
+
+def _compiled(kernels: Mapping[str, Any], target: TargetSpec) -> Any:
+    import tvm
 
     functions = {name: function.with_attr("global_symbol", name) for name, function in kernels.items()}
     with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
-        executable = tvm.compile(tvm.IRModule(functions), target=target.to_tvm())
-    executable.export_library(str(path), fcompile=linking(target))
+        return tvm.compile(tvm.IRModule(functions), target=target.to_tvm())
 
 
 def compile_timer(folder: Path) -> Path:

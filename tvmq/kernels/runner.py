@@ -1,45 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs candidates in a child process with a time-out: a crash, hang or wrong result loses only its own."""
+"""Where candidates run, and on this machine: in a child process with a time-out.
+
+A crash, a hang or a wrong result loses only its own candidate.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import select
-import signal
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
 from schedules.schedule import AnySchedule
-from schedules.tuning_log import Status
+from schedules.tuning_log import Basis, Status
 from schedules.workload import Workload
 
-STARTUP = 60.0
-"""Seconds that a new process may take until its first answer, on top of the candidate's own."""
+from .child import Child, ChildLost, ChildTimeout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a candidate; times in microseconds are 0 unless ``status`` is ok."""
+    """What became of a candidate.
+
+    Attributes:
+        status: ``ok``, or how it failed.
+        us: microseconds of a call; 0 unless ok.
+        rule_us: the same of the rule's schedule.
+        why: the reason of a failure.
+        cpu: name of the CPU.
+        basis: what the times are.
+    """
 
     status: Status
     us: float = 0.0
     rule_us: float = 0.0
     why: str = ""
+    cpu: str = "unknown"
+    basis: Basis = "measured"
 
 
 class Runner(Protocol):
-    """Where candidates run."""
+    """Where candidates run.
 
-    def run(self, workload: Workload, schedule: AnySchedule, rounds: int) -> Outcome:
-        """Checks and times one."""
+    Attributes:
+        batch: candidates that it takes at once without losing time.
+        memory: whether times tell what reading memory costs, and so whether prefetching is worth a trial.
+    """
+
+    batch: int
+    memory: bool
+
+    def run(
+        self, workload: Workload, schedules: Sequence[AnySchedule], rounds: int
+    ) -> Iterator[tuple[AnySchedule, Outcome]]:
+        """Checks and times candidates, each in so many rounds; in the order in which they get done."""
         ...
 
     def close(self) -> None:
@@ -47,79 +63,37 @@ class Runner(Protocol):
         ...
 
 
+def lost(error: ChildLost) -> Outcome:
+    """The outcome of a candidate whose process gave no answer."""
+    return Outcome(status="timeout" if isinstance(error, ChildTimeout) else "crash", why=str(error))
+
+
 class LocalRunner:
-    """One child process on this machine, started anew after it died or was stopped."""
+    """One child process on this machine compiles, checks and times."""
+
+    batch = 1
+    memory = True
 
     def __init__(
         self, target: str, threads: int, timeout: float = 30.0, command: Sequence[str] | None = None
     ) -> None:
         """``command`` is how the child is started; it gets target and threads as its last words."""
         words = command or (sys.executable, "-m", "tvmq.kernels.worker")
-        self._command = [*words, target, str(threads)]
-        self._timeout = timeout
-        self._child: subprocess.Popen[bytes] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.child = Child([*words, target, str(threads)], timeout)
 
-    def run(self, workload: Workload, schedule: AnySchedule, rounds: int) -> Outcome:
-        """Checks and times one candidate."""
-        request = {"workload": workload, "schedule": schedule, "rounds": rounds}
-        limit = self._timeout
-        if self._child is None:
-            self._child = self._start()
-            limit += STARTUP
-        line = self._ask(msgspec.json.encode(request) + b"\n", limit)
-        if line is None:
-            self.close()
-            return Outcome(status="timeout", why=f"no answer within {limit:.0f} s")
-        if not line.endswith(b"\n"):
-            code = self._child.wait()
-            self.close()
-            return Outcome(status="crash", why=f"the process ended with status {code}")
-        return msgspec.json.decode(line, type=Outcome)
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        # Its files lie in a folder of ours: a child that is killed cannot remove them.
-        self._folder = tempfile.TemporaryDirectory(prefix="tvmq-tune-", ignore_cleanup_errors=True)
-        # A session of its own: Ctrl-C ends the tuner first, which then ends the child.
-        return subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "TMPDIR": self._folder.name},
-            start_new_session=True,
-        )
-
-    def _ask(self, request: bytes, limit: float) -> bytes | None:
-        """The answer's line; a piece of one where the child died, None where it took too long."""
-        assert self._child is not None
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._child.stdin.write(request)
-            self._child.stdin.flush()
-        end, line, source = time.monotonic() + limit, b"", self._child.stdout.fileno()
-        while not line.endswith(b"\n"):
-            ready, _, _ = select.select([source], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
-                return None
-            part = os.read(source, 1 << 16)
-            if not part:
-                break
-            line += part
-        return line
+    def run(
+        self, workload: Workload, schedules: Sequence[AnySchedule], rounds: int
+    ) -> Iterator[tuple[AnySchedule, Outcome]]:
+        """Checks and times one candidate after the other."""
+        for schedule in schedules:
+            request = {"workload": workload, "schedule": schedule, "rounds": rounds}
+            try:
+                answer = self.child.ask(msgspec.json.encode(request))
+            except ChildLost as error:
+                yield schedule, lost(error)
+            else:
+                yield schedule, msgspec.json.decode(answer, type=Outcome)
 
     def close(self) -> None:
-        """Ends the child and whatever it started, and removes its files."""
-        child, self._child = self._child, None
-        if child is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-        if self._folder is not None:
-            self._folder.cleanup()
+        """Ends the child."""
+        self.child.close()

@@ -9,16 +9,15 @@ from pathlib import Path
 
 from schedules.tuning_log import TuningRecord
 from schedules.workload import MOST_BITS, Workload
-from targets import host_cpu
 from tvmq.errors import UsageError
 from tvmq.loading import MAX_THREADS
 from tvmq.options import PlanOptions, Progress, TuneOptions, no_progress
 from tvmq.store import read_json
 
-from .bench import runnable_target
 from .logs import read_log
 from .model_workloads import plan_workloads, product_shapes, read_workloads
-from .runner import LocalRunner, Runner
+from .runner import Runner
+from .runners import make_runner, target_of
 from .tuner import Tuner, TuneReport
 
 MAX_JSON = 4 << 20
@@ -64,16 +63,16 @@ def tune(
         source: model folder, or a JSON list of workloads.
         log: tuning log to append to.
         options: what is searched, and how long.
-        runner: where candidates run; by default a child process on this machine.
+        runner: where candidates run; by default what the options say.
         say: called with a line for every finished workload and every lost candidate.
         progress: called per workload.
 
     Raises:
-        UsageError: a target that does not run here, or a log that exists and is not to be resumed.
+        UsageError: a target that the runner does not serve, or a log that exists and is not to be resumed.
         InputError: source or log cannot be used.
-        MissingToolError: no C compiler.
+        MissingToolError: no C compiler, or another tool that the runner needs.
     """
-    target = runnable_target(options.target)
+    target = target_of(options)
     if min(options.threads, *options.tokens) < 1 or min(options.trials, options.time_budget) < 0:
         raise UsageError("threads and tokens must be at least 1, trials and the time budget not negative")
     if not all(1 <= bits <= MOST_BITS for bits in options.widths):
@@ -88,10 +87,5 @@ def tune(
             raise UsageError(f"{log} exists already (add --resume to go on with it, or choose another)")
         records = list(read_log(log).records)
     workloads = workloads_of(source, options)
-    if runner is None:
-        from tvmq.build import require_linker
-
-        require_linker(target)
-        runner = LocalRunner(target.name, options.threads, options.timeout)
-    tuner = Tuner(log, target.name, options, runner, host_cpu(), say, records)
+    tuner = Tuner(log, target.name, options, runner or make_runner(options, target), say, records)
     return tuner.tune(workloads, progress)

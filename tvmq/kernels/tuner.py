@@ -18,8 +18,9 @@ from schedules import tuning_log
 from schedules.ranking import ranked
 from schedules.schedule import AnySchedule, rule
 from schedules.tuning_log import Key, TuningLog, TuningRecord
-from schedules.tuning_space import candidates
+from schedules.tuning_space import candidates, same_prefetch
 from schedules.workload import Workload
+from targets import get_target
 from tvmq.options import Progress, TuneOptions, no_progress
 
 from .runner import Outcome, Runner
@@ -27,6 +28,7 @@ from .runner import Outcome, Runner
 ROUNDS = 9
 FINAL_ROUNDS = 41
 FINALISTS = 3
+UNITS = {"measured": "us", "modelled": "thousand cycles (modelled)"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,6 @@ class Tuner:
     target: str
     options: TuneOptions
     runner: Runner
-    cpu: str
     say: Callable[[str], None]
     records: list[TuningRecord] = field(default_factory=list)
     trials: Counter[str] = field(default_factory=Counter)
@@ -115,13 +116,18 @@ class Tuner:
 
     def _workload(self, key: Key, end: float) -> Tuned:
         tried = {r.schedule for r in self.records if r.key == key and r.stage == "trial"}
-        left = [s for s in candidates(key.workload, key.threads)[1:] if s not in tried]
+        space = candidates(key.workload, key.threads, get_target(key.target).kernel_isa)
+        if not self.runner.memory:
+            space = same_prefetch(space)
+        left = [s for s in space[1:] if s not in tried]
         budget = max(0, self.options.trials - len(tried))
         trials = 0
         while left and trials < budget and time.monotonic() < end:
             left = ranked(key, left, self.records)
-            self._measure(key, left.pop(0), "trial")
-            trials += 1
+            batch = left[: min(self.runner.batch, budget - trials)]
+            left = left[len(batch) :]
+            self._measure(key, batch, "trial")
+            trials += len(batch)
         self.cut = bool(left) and trials < budget
         return self._finish(key, trials)
 
@@ -130,27 +136,28 @@ class Tuner:
         own = [r for r in self.records if r.key == key and r.status == "ok"]
         final = {r.schedule for r in own if r.stage == "final"}
         best = sorted((r for r in own if r.stage == "trial"), key=lambda r: -r.gain)[:FINALISTS]
-        for record in best:
-            if record.gain > 1 and record.schedule not in final:
-                self._measure(key, record.schedule, "final")
+        again = [r.schedule for r in best if r.gain > 1 and r.schedule not in final]
+        if again:
+            self._measure(key, again, "final")
         finals = [r for r in self.records if r.key == key and r.stage == "final" and r.status == "ok"]
         if not finals:
-            self._measure(key, rule(key.workload), "final")
+            self._measure(key, [rule(key.workload)], "final")
         choice = TuningLog(tuple(self.records)).choose(key.workload, key.target, key.threads)
         record = choice.record if choice.source == "tuned" else None
         us, rule_us = (record.us, record.rule_us) if record else (0.0, 0.0)
         gain = record.gain if record and choice.schedule == record.schedule else 1.0
-        speed = f"{us:.1f} us, {gain:.2f} times the rule" if record else "nothing could be measured"
+        speed = f"{us:.1f} {UNITS[record.basis]}, {gain:.2f} times the rule" if record else _nothing(own)
         self.say(f"{key.op} {key.n} x {key.k}, {key.m} tokens, {key.bits} bits: {speed}, {trials} trials")
         return Tuned(key=key, schedule=choice.schedule, us=us, rule_us=rule_us, gain=gain, trials=trials)
 
-    def _measure(self, key: Key, schedule: AnySchedule, stage: tuning_log.Stage) -> None:
+    def _measure(self, key: Key, schedules: Sequence[AnySchedule], stage: tuning_log.Stage) -> None:
         rounds = ROUNDS if stage == "trial" else FINAL_ROUNDS
-        outcome = self.runner.run(key.workload, schedule, rounds)
-        self.trials[outcome.status] += 1
-        if outcome.status != "ok":
-            self.say(f"{key.op} {key.n} x {key.k}: a candidate was lost ({outcome.status}: {outcome.why})")
-        self._keep(key, schedule, stage, outcome)
+        for schedule, outcome in self.runner.run(key.workload, schedules, rounds):
+            self.trials[outcome.status] += 1
+            if outcome.status != "ok":
+                what = f"{key.op} {key.n} x {key.k}"
+                self.say(f"{what}: a candidate was lost ({outcome.status}: {outcome.why})")
+            self._keep(key, schedule, stage, outcome)
 
     def _keep(self, key: Key, schedule: AnySchedule, stage: tuning_log.Stage, outcome: Outcome) -> None:
         record = TuningRecord(
@@ -160,7 +167,13 @@ class Tuner:
             us=round(outcome.us, 4),
             rule_us=round(outcome.rule_us, 4),
             stage=stage,
-            cpu=self.cpu,
+            cpu=outcome.cpu,
+            basis=outcome.basis,
         )
         tuning_log.append(self.log, [record])
         self.records.append(record)
+
+
+def _nothing(records: Sequence[TuningRecord]) -> str:
+    """Why a workload got no schedule."""
+    return "times of an emulator, which are not used" if records else "nothing could be measured"

@@ -8,9 +8,6 @@ the rule's schedule gives, and is timed in turn with it.
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -22,19 +19,16 @@ import msgspec
 from schedules.problem import WrongResult, make_problem
 from schedules.schedule import AnySchedule, schedule_type
 from schedules.workload import Workload
-from targets import get_target
+from targets import get_target, host_cpu
 from targets.spec import TargetSpec
 from tvmq import vm
 
+from .cold import tuning_copies
 from .product import Product, compile_kernels, compile_timer
 from .runner import Outcome
+from .serving import serve
 
-COLD_BYTES = 96 << 20
-"""Weights that are used in turn for one token: more than a core's share of any last-level cache."""
-MOST_COPIES = 1500
-"""Copies of small weights, which then lie apart."""
 SLICE = 1e-3
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +76,14 @@ class Bench:
             return Outcome(status="wrong", why="other bits than the rule's schedule gives")
         assert self._rule is not None
         rule_us, us = self._times(self._rule, candidate, request.rounds, warm=request.workload.m > 1)
-        return Outcome(status="ok", us=us, rule_us=rule_us)
+        return Outcome(status="ok", us=us, rule_us=rule_us, cpu=host_cpu())
 
     def _product(self, workload: Workload, schedule: AnySchedule | None) -> tuple[Product, dict[str, bytes]]:
         problem = make_problem(workload, self._target.kernel_isa, schedule)
         self._count += 1
         library = self._folder / f"{self._count}.so"
         compile_kernels(problem.kernels, self._target, library)
-        wanted = 1 if workload.m > 1 else max(2, -(-COLD_BYTES // problem.weight_bytes))
-        copies = min(MOST_COPIES, wanted)
-        spacing = COLD_BYTES // copies
+        copies, spacing = tuning_copies(workload, problem.weight_bytes)
         rule = self._rule if schedule is not None else None
         timed = Product(problem, library, self._timer, problem.stages[-1:], copies, spacing, rule)
         whole = Product(problem, library, self._timer, beside=timed)  # its tables are there from now on
@@ -114,17 +106,10 @@ class Bench:
 
 def main() -> int:
     """Answer requests until there are no more."""
-    if sys.platform == "linux":  # a candidate that hangs must not outlive a tuner that is killed
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     target, threads = sys.argv[1:]
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what libraries print must not get between the answers
     with tempfile.TemporaryDirectory(prefix="tvmq-tune-") as name:
         bench = Bench(get_target(target), int(threads), Path(name))
-        for line in sys.stdin.buffer:
-            answer = bench.answer(msgspec.json.decode(line, type=Request))
-            answers.write(msgspec.json.encode(answer) + b"\n")
-    return 0
+        return serve(Request, bench.answer)
 
 
 if __name__ == "__main__":
