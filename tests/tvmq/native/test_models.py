@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -159,3 +163,21 @@ def test_a_changed_library_is_refused(
             pass
         data[len(data) // 2] ^= 1
         anew(path, data)
+
+
+def test_an_interrupt_ends_a_long_translation(compiled: Callable[..., Path]) -> None:
+    """It would take minutes; Python alone would see the interrupt only afterwards."""
+    code = (
+        f"import tvmq\nwith tvmq.load({str(compiled('3-bit', target='x86-64'))!r}) as translator:\n"
+        "    print('go', flush=True)\n    try:\n"
+        "        options = {'max_new_tokens': 511, 'forced_length': 511, 'beams': 4, 'batch_size': 2000}\n"
+        "        translator.translate_ids([[5] * 30 + [0]] * 2000, **options)\n"
+        "    except KeyboardInterrupt:\n        print('stopped')\n"
+        "        print(len(translator.translate_ids([[5, 0]])))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "go\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[0] == "stopped\n1\n"
