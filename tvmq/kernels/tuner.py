@@ -145,7 +145,8 @@ class Tuner:
         choice = TuningLog(tuple(self.records)).choose(key.workload, key.target, key.threads)
         record = choice.record if choice.source == "tuned" else None
         us, rule_us = (record.us, record.rule_us) if record else (0.0, 0.0)
-        gain = record.gain if record and choice.schedule == record.schedule else 1.0
+        taken = record is not None and choice.schedule == record.schedule != rule(key.workload)
+        gain = record.gain if record and taken else 1.0
         speed = f"{us:.1f} {UNITS[record.basis]}, {gain:.2f} times the rule" if record else _nothing(own)
         self.say(f"{key.op} {key.n} x {key.k}, {key.m} tokens, {key.bits} bits: {speed}, {trials} trials")
         return Tuned(key=key, schedule=choice.schedule, us=us, rule_us=rule_us, gain=gain, trials=trials)
