@@ -17,14 +17,11 @@ from schedules.tir import LANES
 
 from .errors import InputError, UsageError
 from .families.encoder_layout import EncoderConfig
-from .families.family import TensorInfo
+from .families.family import TABLES, TensorInfo
 
 BLOCK_INT = "block-int"
 DEFAULT_PRESET = "8-bit"
 """Bits of the weights where neither a preset nor a mean width is asked for."""
-
-TABLES = "Emb"
-"""The block of tables: their rows are added, nothing is multiplied by them."""
 _FLOAT = "stays FP32, which integers cannot be; give it 1 to 8 bits"
 
 

@@ -17,8 +17,7 @@ from relay_passes.lower_block_int import matrix_spec, row_table
 from schedules import integer_storage as storage
 from schedules.storage import StoredArray, StoredSegment, float_array
 
-from .families.family import TensorInfo
-from .integer_plan import TABLES
+from .families.family import TABLES, TensorInfo
 from .size import FLOAT_BYTES
 
 

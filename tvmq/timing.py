@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import InputError
-from .families.family import TensorInfo, decodes
+from .families.family import TABLES, TensorInfo, decodes
 from .product_times import LOG_SUFFIX, log_times, once_per_sentence
 from .sensitivity_table import Coding
 from .store import read_json_object
@@ -30,8 +30,6 @@ BANDWIDTH = 10e9
 """Bytes per second that one core streams; the unit of the default model, not a promise."""
 SENTENCE_TOKENS = 24.0
 """Output tokens of a sentence, unless the samples say."""
-TABLES = "Emb"
-"""The block that encoders only look up rows of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

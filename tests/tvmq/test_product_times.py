@@ -21,6 +21,7 @@ ROWS = Coding()
 DECODER = TensorInfo(name="d", block="Dec_ffn", shape=(256, 512), is_embedding=False)
 ENCODER = TensorInfo(name="e", block="Enc_ffn", shape=(256, 512), is_embedding=False)
 EMBEDDING = TensorInfo(name="w", block="Emb", shape=(1024, 512), is_embedding=True)
+POSITIONS = TensorInfo(name="p", block="Emb", shape=(128, 512), is_embedding=False)
 MODEL = (EMBEDDING, ENCODER, DECODER)
 
 
@@ -100,7 +101,7 @@ def test_the_schedule_that_compiling_takes_counts(tmp_path: Path) -> None:
 def test_looked_up_tables_and_far_products_go_by_bandwidth(tmp_path: Path) -> None:
     matrix = replace(ENCODER, block="Ffn")
     log = log_of(tmp_path / "log.jsonl", record(matrix.shape, 16, 2, 16.0))
-    timing = timing_of([EMBEDDING, matrix], 12, ROWS, log)
+    timing = timing_of([EMBEDDING, POSITIONS, matrix], 12, ROWS, log)
     assert set(timing.measured) == {"e"}
     assert timing.ms(EMBEDDING, ((1024, 2),), 1024) == pytest.approx(1024 / timing.bandwidth * 1e3 / 1024)
     far = log_of(tmp_path / "far.jsonl", record((65536, 16384), 1, 2, 1.0))

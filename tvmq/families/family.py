@@ -34,6 +34,10 @@ class TensorInfo:
     is_embedding: bool
 
 
+TABLES = "Emb"
+"""The block of tables. Without a decoder their rows are only looked up: nothing is multiplied by them."""
+
+
 def decodes(tensors: Iterable[TensorInfo]) -> bool:
     """Whether a model of these matrices has a decoder, so that its word table also scores words."""
     return any(info.block.startswith("Dec") for info in tensors)

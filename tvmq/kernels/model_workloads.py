@@ -18,7 +18,7 @@ from schedules.tuning_log import Choice, TuningLog
 from schedules.workload import Workload
 from targets.spec import TargetSpec
 from tvmq.errors import InputError
-from tvmq.families.family import TensorInfo, decodes
+from tvmq.families.family import TABLES, TensorInfo, decodes
 from tvmq.manifest import KernelSchedule
 
 
@@ -67,9 +67,10 @@ def _integer_workload(entry: BlockBits, n: int, k: int) -> Workload:
 
 
 def product_shapes(infos: Sequence[TensorInfo]) -> dict[str, tuple[int, int]]:
-    """Matrices that activations are multiplied by; words' tables only are where a decoder scores words."""
+    """Matrices that activations are multiplied by; tables only are where a decoder scores words."""
     scores = decodes(infos)
-    return {info.name: info.shape for info in infos if scores or not info.is_embedding}
+    tables = {info.name for info in infos if info.is_embedding or info.block == TABLES}
+    return {info.name: info.shape for info in infos if scores or info.name not in tables}
 
 
 def kernel_schedules(
