@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from targets import detect_host, levels_of, resolve_targets
+from targets import detect_host, resolve_targets
 from targets.toolchain import find_linker
 from tests.elf_facts import check_library
 from tvmq.cli import main
@@ -73,8 +73,11 @@ def test_all_code_of_an_architecture_is_below_one_mb(
     made = artifact
     if target != "linux-x86-64":
         made = tmp_path / "made.tvmq"
-        words = ["--plan", artifact / "plan.json", "--quantizer", "greedy"]  # codes do not matter
-        assert tvmq("compile", MODEL, "-o", made, "-q", "--target", target, *words).code == 0
+        plan = tmp_path / "plan.json"
+        text = (artifact / "plan.json").read_text()
+        plan.write_text(text.replace('"alternating"', '"greedy"'))  # codes do not matter
+        outcome = tvmq("compile", MODEL, "-o", made, "-q", "--target", target, "--plan", plan)
+        assert outcome.code == 0, outcome.err
     sizes = {path.name: path.stat().st_size for path in (made / "lib").glob("*.so")}
     assert sum(sizes.values()) < 1_000_000, sizes
     for path in (made / "lib").glob("*.so"):
@@ -137,8 +140,8 @@ def test_libraries_fuse_no_products_and_sums(artifact: Path) -> None:
     disassembler = shutil.which("objdump")
     if disassembler is None:
         pytest.skip("needs objdump")
-    levels = [spec.name for spec in levels_of("x86_64")]
-    libraries = [artifact / "lib" / f"{level}.so" for level in levels]
+    libraries = [path for path in (artifact / "lib").glob("*.so") if path.name != "libtvmq.so"]
+    assert len(libraries) >= 3
     for library in libraries:
         command = [disassembler, "-d", str(library)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -74,6 +74,7 @@ class ModelRunner:
         self.cpu = cpu or CPUS[target.name]
         self._temporary = tempfile.TemporaryDirectory(prefix="tvmq-tune-", ignore_cleanup_errors=True)
         self._folder = Path(self._temporary.name)
+        mca_cycles([["nop"]], mca, self.cpu, self._folder)  # refuses a core that it does not know
         self._child = Child([sys.executable, "-m", "tvmq.kernels.build_worker", target.name], BUILD)
         self._known: dict[tuple[Workload, AnySchedule], float] = {}
         self._prepared: Workload | None = None

@@ -46,7 +46,8 @@ def build_measure(target: TargetSpec, path: Path) -> None:
     native_folder = Path(native.__file__).parent
     folders = (native_folder / "src", native_folder / "include")
     kind = ("-shared", "-fPIC") if path.name == LIBRARY else ("-rdynamic",)
-    sources = (Path(__file__).with_name("measure.c"), native_folder / "src" / "threads.c")
+    threads = [native_folder / "src" / name for name in ("threads.c", "cores.c")]
+    sources = (Path(__file__).with_name("measure.c"), *threads)
     command = [*linker.command, *_FLAGS, *kind, *(f"-I{folder}" for folder in folders)]
     command += [*map(str, sources), "-o", str(path), "-lpthread", "-ldl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

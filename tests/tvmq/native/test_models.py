@@ -168,7 +168,7 @@ def test_a_changed_library_is_refused(
 def test_an_interrupt_ends_a_long_translation(compiled: Callable[..., Path]) -> None:
     """It would take minutes; Python alone would see the interrupt only afterwards."""
     code = (
-        f"import tvmq\nwith tvmq.load({str(compiled('3-bit', target='x86-64'))!r}) as translator:\n"
+        f"import tvmq\nwith tvmq.load({str(compiled('3-bit', target='linux-x86-64'))!r}) as translator:\n"
         "    print('go', flush=True)\n    try:\n"
         "        options = {'max_new_tokens': 511, 'forced_length': 511, 'beams': 4, 'batch_size': 2000}\n"
         "        translator.translate_ids([[5] * 30 + [0]] * 2000, **options)\n"
