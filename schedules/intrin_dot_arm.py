@@ -129,7 +129,7 @@ class SdotDot(TileDot):
 
 
 class SmmlaDot(SdotDot):
-    """smmla multiplies 2 rows by 2 tokens, 8 columns at once; a single token runs on sdot.
+    """smmla multiplies 2 rows by 2 tokens, 8 columns at once; an odd number of tokens runs on sdot.
 
     Two quads of levels, zipped, are rows of 8 columns; so are the halves of two tokens' columns.
     """
@@ -138,13 +138,17 @@ class SmmlaDot(SdotDot):
 
     def begin(self, tokens: int) -> None:
         super().begin(tokens)
-        self._registers = PARTS if tokens == 1 else 2 * PARTS
+        self._registers = 2 * PARTS if self._paired else PARTS
+
+    @property
+    def _paired(self) -> bool:
+        return len(self._sums) % 2 == 0
 
     def _rows(self) -> int:
-        return max(1, len(self._sums) // 2)
+        return len(self._sums) // 2 if self._paired else len(self._sums)
 
     def _word(self, a: Rows, b: Levels, where: tuple[Any, Any, Any], sums: list[list[Any]]) -> None:
-        if len(self._sums) == 1:
+        if not self._paired:
             super()._word(a, b, where, sums)
             return
         words = [
@@ -169,7 +173,7 @@ class SmmlaDot(SdotDot):
                         store(into, (0,), total, 4)
 
     def _finished(self, sums: list[list[Any]], token: int) -> list[Any]:
-        if len(self._sums) == 1:
+        if not self._paired:
             return super()._finished(sums, token)
         both = [T.Bind(load(buffer, (0,), 4)) for buffer in sums[token // 2]]
         odd = 2 * (token % 2)
