@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tvmq.errors import UsageError
+from tvmq.heap import keep_freed_memory
 from tvmq.options import PlanOptions, QuantizeOptions
 
 from .options import MB, CalibrationFile, DryRun, Model, plan_tables, with_plan_options
@@ -40,6 +41,7 @@ def quantize_model(
         return
     if output is None:
         raise UsageError("where to? name the folder to write: -o FOLDER (or --dry-run)")
+    keep_freed_memory()
     options = QuantizeOptions(plan=plan, calibration=calibration, force=force)
     with ui.progress() as progress:
         report = api.quantize(model, output, options, progress=progress)

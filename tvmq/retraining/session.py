@@ -21,6 +21,7 @@ from tvmq.checkpoint import Checkpoint
 from tvmq.coded_checkpoint import coded_folder, fill_coded
 from tvmq.errors import InputError, MissingToolError, UsageError
 from tvmq.families import translation_family
+from tvmq.heap import keep_freed_memory
 from tvmq.model_plan import plan_model
 from tvmq.options import PlanOptions, Progress, no_progress
 from tvmq.quantization import quantize_model
@@ -28,7 +29,6 @@ from tvmq.samples import read_samples
 from tvmq.store import sha256_file
 
 from .development import Development
-from .heap import keep_freed_memory
 from .loop import Evaluation, train
 from .options import RetrainOptions
 from .weights import StudentWeights

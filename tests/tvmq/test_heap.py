@@ -11,7 +11,7 @@ import pytest
 CODE = """
 import resource
 import numpy as np
-from tvmq.retraining.heap import keep_freed_memory
+from tvmq.heap import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
