@@ -45,17 +45,6 @@ __attribute__((visibility("default"))) void TVMFFIErrorSetRaisedFromCStrParts(co
     used += (size_t)snprintf(message + used, sizeof message - used, "%s", parts[i]);
 }
 
-static void *workspace(int type, int id, uint64_t bytes, int code, int bits) {
-  (void)type, (void)id, (void)code, (void)bits;
-  return aligned((size_t)bytes);
-}
-
-static int release(int type, int id, void *memory) {
-  (void)type, (void)id;
-  free(memory);
-  return 0;
-}
-
 // ---- one candidate, in a process of its own
 
 static void fill_slot(void *library, const char *name, void *function) {
@@ -66,8 +55,8 @@ static void fill_slot(void *library, const char *name, void *function) {
 static const char *load(const Problem *problem, const char *path, Library *library) {
   void *handle = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
   if (!handle) return dlerror();
-  fill_slot(handle, "__TVMBackendAllocWorkspace", (void *)workspace);
-  fill_slot(handle, "__TVMBackendFreeWorkspace", (void *)release);
+  fill_slot(handle, "__TVMBackendAllocWorkspace", (void *)allocate_workspace);
+  fill_slot(handle, "__TVMBackendFreeWorkspace", (void *)free_workspace);
   fill_slot(handle, "__TVMBackendParallelLaunch", (void *)threads_launch);
   for (uint32_t s = 0; s < problem->stages; ++s) {
     char symbol[NAME + 16];
@@ -79,20 +68,14 @@ static const char *load(const Problem *problem, const char *path, Library *libra
 
 // Runs all stages on cleared outputs; NULL if the expected bytes came out.
 static const char *check(const Problem *problem, const Library *library) {
-  for (uint32_t i = 0; i < problem->arrays; ++i)
-    if (problem->array[i].role == OUTPUT) memset(problem->array[i].place, 0, (size_t)problem->array[i].bytes);
+  clear_outputs(problem);
   for (uint32_t s = 0; s < problem->stages; ++s) {
     Any result = {0, 0, 0};
     message[0] = 0;
     if (library->kernels[s](NULL, problem->calls + s * TENSORS, (int32_t)problem->stage[s].count, &result))
       return message[0] ? message : "a kernel refused its arguments";
   }
-  for (uint32_t i = 0; i < problem->arrays; ++i) {
-    const Array *array = &problem->array[i];
-    if (array->role == OUTPUT && memcmp(array->place, array->given, (size_t)array->bytes))
-      return "other bits than the reference";
-  }
-  return NULL;
+  return outputs_right(problem) ? NULL : "other bits than the reference";
 }
 
 typedef struct {
@@ -156,8 +139,6 @@ static void try_candidate(const Problem *problem, const char *paths[2], int roun
   else
     fprintf(out, "\"status\": \"ok\", \"us\": %.4f, \"rule_us\": %.4f", us[1], us[0]);
 }
-
-
 
 // What the candidate's process wrote, or what became of it.
 static void await(pid_t child, int from, double limit, FILE *out) {

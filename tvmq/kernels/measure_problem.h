@@ -45,6 +45,18 @@ static void *aligned(size_t bytes) {
   return memory;
 }
 
+// What fills the slots through which kernels take memory of their host.
+static void *allocate_workspace(int type, int id, uint64_t bytes, int code, int bits) {
+  (void)type, (void)id, (void)code, (void)bits;
+  return aligned((size_t)bytes);
+}
+
+static int free_workspace(int type, int id, void *memory) {
+  (void)type, (void)id;
+  free(memory);
+  return 0;
+}
+
 typedef struct {
   const uint8_t *at, *end;
 } Cursor;
@@ -154,4 +166,18 @@ static const char *bind(Problem *problem) {
     }
   }
   return NULL;
+}
+
+static void clear_outputs(const Problem *problem) {
+  for (uint32_t i = 0; i < problem->arrays; ++i)
+    if (problem->array[i].role == OUTPUT) memset(problem->array[i].place, 0, (size_t)problem->array[i].bytes);
+}
+
+// Whether the outputs hold the expected bytes.
+static int outputs_right(const Problem *problem) {
+  for (uint32_t i = 0; i < problem->arrays; ++i) {
+    const Array *array = &problem->array[i];
+    if (array->role == OUTPUT && memcmp(array->place, array->given, (size_t)array->bytes)) return 0;
+  }
+  return 1;
 }

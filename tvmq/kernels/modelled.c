@@ -16,17 +16,6 @@ void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int
   (void)kind, (void)parts, (void)count;
 }
 
-static void *workspace(int type, int id, uint64_t bytes, int code, int bits) {
-  (void)type, (void)id, (void)code, (void)bits;
-  return aligned((size_t)bytes);
-}
-
-static int release(int type, int id, void *memory) {
-  (void)type, (void)id;
-  free(memory);
-  return 0;
-}
-
 static int launch(int (*task)(int, Group *, void *), void *closure, int wanted) {
   Group alone = {0, 1};
   (void)wanted;
@@ -43,16 +32,11 @@ int main(int count, char **words) {
   size_t size = 0;
   uint8_t *data = count == 2 ? whole_file(words[1], &size) : NULL;
   if (!data || parse(&problem, data, size) || bind(&problem)) return 2;
-  if (&__TVMBackendAllocWorkspace) __TVMBackendAllocWorkspace = (void *)workspace;
-  if (&__TVMBackendFreeWorkspace) __TVMBackendFreeWorkspace = (void *)release;
+  if (&__TVMBackendAllocWorkspace) __TVMBackendAllocWorkspace = (void *)allocate_workspace;
+  if (&__TVMBackendFreeWorkspace) __TVMBackendFreeWorkspace = (void *)free_workspace;
   if (&__TVMBackendParallelLaunch) __TVMBackendParallelLaunch = (void *)launch;
   Any result = {0, 0, 0};
-  for (uint32_t i = 0; i < problem.arrays; ++i)
-    if (problem.array[i].role == OUTPUT) memset(problem.array[i].place, 0, (size_t)problem.array[i].bytes);
+  clear_outputs(&problem);
   if (KERNEL(NULL, problem.calls, (int32_t)problem.stage[0].count, &result)) return 2;
-  for (uint32_t i = 0; i < problem.arrays; ++i) {
-    const Array *array = &problem.array[i];
-    if (array->role == OUTPUT && memcmp(array->place, array->given, (size_t)array->bytes)) return 3;
-  }
-  return 0;
+  return outputs_right(&problem) ? 0 : 3;
 }
