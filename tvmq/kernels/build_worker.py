@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from schedules.problem import Problem, WrongResult, make_problem
+from schedules.problem import Problem, make_problem
 from schedules.workload import Workload
 from targets import detect_host, get_target
 from targets.spec import TargetSpec
@@ -24,7 +24,7 @@ from .problem_file import write_problem
 from .product import Product, compile_kernels, compile_object, compile_timer
 from .runner import Outcome
 from .serving import serve
-from .worker import schedule_of
+from .worker import failed, schedule_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +56,8 @@ class Builder:
         """Makes what was asked for; status ``ok`` without times."""
         try:
             self._make(request)
-        except WrongResult as error:
-            return Outcome(status="wrong", why=str(error))
-        except Exception as error:  # of TVM or LLVM, which have no common type
-            return Outcome(status="error", why=f"{type(error).__name__}: {error}"[:300])
+        except Exception as error:
+            return failed(error)
         return Outcome(status="ok")
 
     def _make(self, request: BuildRequest) -> None:

@@ -22,11 +22,19 @@ from targets.spec import TargetSpec
 from tvmq.errors import InputError, UsageError
 
 from .runner import Outcome
-from .workshop import PROBLEM, PROGRAM, RULE, Workshop, libraries, read_answers
+from .workshop import (
+    PROBLEM,
+    PROGRAM,
+    RULE,
+    Workshop,
+    libraries,
+    measure_words,
+    measured,
+    read_answers,
+    time_limit,
+)
 
 BATCH = 8
-START = 60.0
-"""Seconds that a command may take besides its candidates: files travel."""
 FIELDS = ("folder", "files", "run")
 MOST_OUTPUT = 16 << 20
 
@@ -81,25 +89,13 @@ class CommandRunner:
                 self._new.add(name)
             else:
                 yield schedule, failure
-        yield from self._measured(built, rounds)
+        if built:
+            for name, outcome in measured(list(built), lambda names: self._command(names, rounds)):
+                yield built[name], outcome
 
-    def _measured(
-        self, built: dict[str, AnySchedule], rounds: int
-    ) -> Iterator[tuple[AnySchedule, Outcome]]:
-        if not built:
-            return
-        found = self._command(list(built), rounds)
-        for name, outcome in found.items():
-            yield built[name], outcome
-        lost = [name for name in built if name not in found]
-        for name in lost:
-            again = {} if len(built) == 1 else self._command([name], rounds)
-            why = "the command gave no answer for it"
-            yield built[name], again.get(name, Outcome(status="crash", why=why))
-
-    def _command(self, names: Sequence[str], rounds: int) -> dict[str, Outcome]:
+    def _command(self, names: Sequence[str], rounds: int) -> tuple[dict[str, Outcome], str]:
         """Runs the command for some libraries; InputError where the program did not start at all."""
-        words = [f"./{PROGRAM}", PROBLEM, str(rounds), str(self._threads), f"{self._timeout:g}", RULE, *names]
+        words = [f"./{PROGRAM}", *measure_words(names, rounds, self._threads, self._timeout)]
         command = expand(
             self._template,
             {
@@ -108,14 +104,13 @@ class CommandRunner:
                 "run": shlex.join(words),
             },
         )
-        limit = START + self._timeout * (len(names) + 1)
-        output, complaint = _shell(command, limit)
+        output, complaint = _shell(command, time_limit(names, self._timeout))
         answers = read_answers(output, self._shop.target)
         if not answers.started:
             raise InputError(f"the command of --runner did not start {PROGRAM}: {complaint}")
         # A file that an unsuccessful command did not bring is brought again.
         self._new = set() if len(answers.outcomes) == len(names) else {PROGRAM, PROBLEM, RULE, *names}
-        return {name: answers.outcomes[name] for name in names if name in answers.outcomes}
+        return answers.outcomes, "the command gave no answer for it"
 
     def close(self) -> None:
         """Ends all processes here and removes the folder."""

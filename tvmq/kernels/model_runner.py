@@ -28,9 +28,9 @@ from tvmq.errors import MissingToolError, UsageError
 
 from .blocks import Code, Trace, mca_cycles, merged
 from .build_worker import BuildRequest
-from .child import Child, ChildLost
-from .runner import Outcome, lost
-from .workshop import BUILD
+from .child import Child
+from .runner import Outcome
+from .workshop import BUILD, failed_build
 
 CPUS = {"arm64_v8": "cortex-a53", "arm64_dotprod": "neoverse-n1", "arm64_i8mm": "neoverse-v1"}
 """LLVM's models that are taken if none is named: N1 is the server twin of Cortex-A76, V1 that of X1."""
@@ -136,12 +136,9 @@ class ModelRunner:
             problem=str(self._problem) if fresh else None,
             alone=True,
         )
-        try:
-            outcome = msgspec.json.decode(self._child.ask(msgspec.json.encode(request)), type=Outcome)
-        except ChildLost as error:
-            raise _Failed(lost(error)) from None
-        if outcome.status != "ok":
-            raise _Failed(outcome)
+        failure = failed_build(self._child, request)
+        if failure is not None:
+            raise _Failed(failure)
         self._prepared = workload
 
     def _link(self, kernel: str) -> Path:

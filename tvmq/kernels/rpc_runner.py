@@ -23,12 +23,20 @@ from tvmq.errors import InputError, MissingToolError, UsageError
 from .child import Child, ChildLost
 from .rpc_worker import RpcAnswer, RpcRequest
 from .runner import Outcome
-from .workshop import LIBRARY, PROBLEM, RULE, Workshop, libraries, read_answers
+from .workshop import (
+    LIBRARY,
+    PROBLEM,
+    RULE,
+    Workshop,
+    libraries,
+    measure_words,
+    measured,
+    read_answers,
+    time_limit,
+)
 
 SHARE = 4
 """Candidates that a server gets at once: a session carries the problem over anew."""
-START = 60.0
-"""Seconds that a session may take besides its candidates, waiting for a free server included."""
 MOST_SERVERS = 32
 
 
@@ -114,22 +122,16 @@ class RpcRunner:
 
     def _session(self, names: Sequence[str], rounds: int) -> dict[str, Outcome]:
         """Outcomes of some libraries: all on one server, then what was lost one by one."""
-        found, why = self._ask(names, rounds)
-        for name in names:
-            if name not in found:
-                again, why = ({}, why) if len(names) == 1 else self._ask([name], rounds)
-                found[name] = again.get(name, Outcome(status="crash", why=why))
-        return found
+        return dict(measured(names, lambda some: self._ask(some, rounds)))
 
     def _ask(self, names: Sequence[str], rounds: int) -> tuple[dict[str, Outcome], str]:
         """What one server says of some libraries, and why it did not say more."""
-        limit = START + self._timeout * (len(names) + 1)
-        words = [PROBLEM, str(rounds), str(self._threads), f"{self._timeout:g}", RULE, *names]
+        limit = time_limit(names, self._timeout)
         request = RpcRequest(
             folder=str(self._shop.folder),
             measure=LIBRARY,
             files=[PROBLEM, RULE, *names],
-            words=words,
+            words=measure_words(names, rounds, self._threads, self._timeout),
             limit=limit,
         )
         child = self._idle.get()

@@ -48,6 +48,13 @@ def schedule_of(workload: Workload, plain: dict[str, Any]) -> AnySchedule:
         raise ValueError(str(error)) from None
 
 
+def failed(error: Exception) -> Outcome:
+    """The outcome of a candidate that could not be made: of TVM or LLVM, whose errors have no common type."""
+    if isinstance(error, WrongResult):
+        return Outcome(status="wrong", why=str(error))
+    return Outcome(status="error", why=f"{type(error).__name__}: {error}"[:300])
+
+
 class Bench:
     """Products of one target; the rule's one of the last workload is kept for comparison."""
 
@@ -68,10 +75,8 @@ class Bench:
                 self._workload = request.workload
             schedule = schedule_of(request.workload, request.schedule)
             candidate, outputs = self._product(request.workload, schedule)
-        except WrongResult as error:
-            return Outcome(status="wrong", why=str(error))
-        except Exception as error:  # of TVM or LLVM, which have no common type
-            return Outcome(status="error", why=f"{type(error).__name__}: {error}"[:300])
+        except Exception as error:
+            return failed(error)
         if outputs != self._expected:
             return Outcome(status="wrong", why="other bits than the rule's schedule gives")
         assert self._rule is not None

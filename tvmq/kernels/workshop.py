@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ RULE = "rule.so"
 MOST_LINE = 1 << 17
 BUILD = 120.0
 """Seconds that making a problem or a library may take."""
+START = 60.0
+"""Seconds that a run of the measuring program may take besides its candidates: files travel."""
 _FLAGS = ("-std=gnu11", "-O2", "-fvisibility=hidden", "-Wl,-z,max-page-size=16384")
 
 
@@ -54,6 +56,15 @@ def build_measure(target: TargetSpec, path: Path) -> None:
     if done.returncode:
         first = next(iter(done.stderr.strip().splitlines()), "no message")
         raise MissingToolError(f"{linker.name} cannot compile the measuring program: {first}")
+
+
+def failed_build(child: Child, request: BuildRequest) -> Outcome | None:
+    """Has a ``build_worker`` make what is asked for; what went wrong, if something did."""
+    try:
+        outcome = msgspec.json.decode(child.ask(msgspec.json.encode(request)), type=Outcome)
+    except ChildLost as error:
+        return lost(error)
+    return None if outcome.status == "ok" else outcome
 
 
 class Workshop:
@@ -96,16 +107,39 @@ class Workshop:
             library=str(self.folder / name),
             problem=None if problem is None else str(self.folder / problem),
         )
-        try:
-            outcome = msgspec.json.decode(self._child.ask(msgspec.json.encode(request)), type=Outcome)
-        except ChildLost as error:
-            return lost(error)
-        return None if outcome.status == "ok" else outcome
+        return failed_build(self._child, request)
 
     def close(self) -> None:
         """Ends the child and removes the folder."""
         self._child.close()
         self._temporary.cleanup()
+
+
+def measure_words(names: Sequence[str], rounds: int, threads: int, timeout: float) -> list[str]:
+    """The measuring program's words: the problem, how to time, the rule's library and the candidates'."""
+    return [PROBLEM, str(rounds), str(threads), f"{timeout:g}", RULE, *names]
+
+
+def time_limit(names: Sequence[str], timeout: float) -> float:
+    """Seconds that a run of the measuring program on some libraries may take in all."""
+    return START + timeout * (len(names) + 1)
+
+
+Ask = Callable[[Sequence[str]], tuple[dict[str, Outcome], str]]
+"""Runs the measuring program on some libraries: what it said of them, and why it did not say more."""
+
+
+def measured(names: Sequence[str], ask: Ask) -> Iterator[tuple[str, Outcome]]:
+    """Outcomes of libraries: all by one run, then those that were lost one by one.
+
+    The device went away, or the connection broke: only what is lost alone counts as a crash.
+    """
+    found, why = ask(names)
+    yield from ((name, found[name]) for name in names if name in found)
+    for name in names:
+        if name not in found:
+            again, why = ({}, why) if len(names) == 1 else ask([name])
+            yield name, again.get(name, Outcome(status="crash", why=why))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
