@@ -6,34 +6,20 @@ Instructions that a model does not know (system registers) count nothing.
 
 from __future__ import annotations
 
-import re
-import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from tvmq.errors import MissingToolError
+from tvmq.kernels.llvm import OLDEST, Cycles, find_llvm, mca_cycles
 
 ITERATIONS = 100
-VERSIONS = ("19", "20", "21")
-"""Of LLVM's tools. In older ones Neoverse N1 has the model of an older core."""
-_REGION = re.compile(
-    r"Code Region - (\d+)\n.*?Total Cycles:\s+(\d+)\n.*?Block RThroughput:\s+([\d.]+)", re.DOTALL
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cycles:
-    """Of one pass through a block: modelled, and the least that its instructions' ports allow."""
-
-    modelled: float
-    bound: float
 
 
 def tool(name: str) -> str:
     """The path of an LLVM tool; SystemExit that says what to install."""
-    names = [f"{name}-{version}" for version in VERSIONS]
-    found = next((path for path in map(shutil.which, names) if path), None)
+    found = find_llvm(name)
     if found is None:
-        raise SystemExit(f"{name} was not found (looked for {', '.join(names)}); install llvm-19")
+        raise SystemExit(f"{name} of version {OLDEST} or newer was not found; install llvm-{OLDEST}")
     return found
 
 
@@ -58,17 +44,9 @@ def disassemble(blocks: Sequence[bytes]) -> list[str]:
 
 def cycles(blocks: Sequence[str], cpu: str) -> list[Cycles]:
     """Of every block of instructions, repeated as a loop, on ``cpu`` (LLVM's name)."""
-    regions = [f"# LLVM-MCA-BEGIN {i}\n{text}\n# LLVM-MCA-END" for i, text in enumerate(blocks)]
-    command = [
-        tool("llvm-mca"), "-mtriple=aarch64", f"-mcpu={cpu}", f"-iterations={ITERATIONS}",
-        "-instruction-info=0", "-resource-pressure=0", "-skip-unsupported-instructions=lack-sched",
-    ]  # fmt: skip
-    done = subprocess.run(command, input="\n".join(regions), capture_output=True, text=True, check=False)
-    found = {
-        int(number): Cycles(modelled=int(total) / ITERATIONS, bound=float(bound))
-        for number, total, bound in _REGION.findall(done.stdout)
-    }
-    if done.returncode or len(found) != len(blocks):
-        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-300:])
-        raise SystemExit(f"llvm-mca modelled {len(found)} of {len(blocks)} blocks on {cpu}: {first}")
-    return [found[i] for i in range(len(blocks))]
+    pieces = [text.splitlines() for text in blocks]
+    options = ("-skip-unsupported-instructions=lack-sched",)
+    try:
+        return mca_cycles(pieces, tool("llvm-mca"), cpu, repeats=ITERATIONS, options=options)
+    except MissingToolError as error:
+        raise SystemExit(str(error)) from error

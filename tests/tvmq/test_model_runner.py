@@ -18,7 +18,8 @@ from schedules.workload import Workload
 from targets import get_target
 from targets.toolchain import find_emulator, find_linker
 from tvmq.kernels.blocks import Code, Trace, merged
-from tvmq.kernels.model_runner import ModelRunner, find_llvm
+from tvmq.kernels.llvm import find_llvm
+from tvmq.kernels.model_runner import ModelRunner
 
 LEVEL = "arm64_dotprod"
 CODE = """

@@ -1,26 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often each straight piece of a kernel's code runs, from what qemu notes, and its cycles by llvm-mca.
+"""How often each straight piece of a kernel's code runs, from what qemu notes.
 
 qemu's log shows every piece of code that it translates, up to a branch or the end of a page, and has a line
 for every time that one runs.
-The cycles of a piece are those of many repetitions divided by their number: loops are judged as they run, and
-what runs once between loops as if it hid behind them.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from tvmq.errors import MissingToolError
-
-REPEATS = 40
-MOST_INSTRUCTIONS = 4000
-"""Of a piece that is given to llvm-mca; longer ones are cut, and their cycles scaled."""
 _TRACE = re.compile(rb"^Trace \d+: 0x[0-9a-f]+ \[[0-9a-f]+/([0-9a-f]+)/", re.MULTILINE)
 _INSTRUCTION = re.compile(rb"^0x([0-9a-f]+):", re.MULTILINE)
 _LINE = re.compile(r"^\s*([0-9a-f]+):\s+(\S.*?)\s*$")
@@ -79,26 +69,3 @@ def merged(trace: Trace, code: Code) -> list[tuple[list[int], int]]:
         if count:
             found.append((addresses, count))
     return found
-
-
-def mca_cycles(pieces: Sequence[Sequence[str]], mca: str, cpu: str, folder: Path) -> list[float]:
-    """Cycles of one repetition of each piece.
-
-    Raises:
-        MissingToolError: llvm-mca cannot judge them for ``cpu``; its first complaint is told.
-    """
-    source = folder / "pieces.s"
-    with source.open("w") as file:
-        for number, piece in enumerate(pieces):
-            file.write(f"# LLVM-MCA-BEGIN {number}\n")
-            file.writelines(f"{line}\n" for line in piece[:MOST_INSTRUCTIONS])
-            file.write("# LLVM-MCA-END\n")
-    command = [mca, "-mtriple=aarch64", f"-mcpu={cpu}", f"-iterations={REPEATS}", "-instruction-info=0"]
-    command += ["-resource-pressure=0", str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    cycles = [int(match[1]) for match in re.finditer(r"^Total Cycles:\s+(\d+)$", done.stdout, re.MULTILINE)]
-    if done.returncode or len(cycles) != len(pieces):
-        first = next((line for line in done.stderr.splitlines() if "error" in line), "no cycles for a piece")
-        raise MissingToolError(f"llvm-mca cannot judge code for {cpu}: {first}")
-    scales = [max(1.0, len(piece) / MOST_INSTRUCTIONS) for piece in pieces]
-    return [count / REPEATS * scale for count, scale in zip(cycles, scales, strict=True)]

@@ -8,8 +8,6 @@ Times of the records are thousands of cycles.
 
 from __future__ import annotations
 
-import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,9 +24,10 @@ from targets.toolchain import find_emulator
 from tvmq.build import require_linker
 from tvmq.errors import MissingToolError, UsageError
 
-from .blocks import Code, Trace, mca_cycles, merged
+from .blocks import Code, Trace, merged
 from .build_worker import BuildRequest
 from .child import Child
+from .llvm import find_llvm, mca_cycles
 from .runner import Outcome
 from .workshop import BUILD, failed_build
 
@@ -36,21 +35,12 @@ CPUS = {"arm64_v8": "cortex-a53", "arm64_dotprod": "neoverse-n1", "arm64_i8mm": 
 """LLVM's models that are taken if none is named: N1 is the server twin of Cortex-A76, V1 that of X1."""
 MOST_ROWS = 128
 """Rows that are run: all blocks of rows take the same time, and logs have a line for every piece of code."""
+REPEATS = 40
+"""Of a piece, one after the other: loops are judged as they run, what runs once between them as if it hid there."""
 WRONG = 3
 """Exit code of ``modelled.c`` for other bytes than the expected."""
 _SECTION = "tvmq_kernels"
 _KERNELS = {"lut": "lut_gemm", "exact": "lut_gemm", "dequant": "dequant_gemm", "float": "float_gemm"}
-
-
-def find_llvm(tool: str) -> str | None:
-    """The newest of an LLVM tool's versions (Debian's have a number in their names)."""
-    found: list[tuple[int, str]] = []
-    for folder in os.environ.get("PATH", "").split(os.pathsep):
-        for path in Path(folder or ".").glob(f"{tool}*"):
-            match = re.fullmatch(rf"{tool}(?:-(\d+))?", path.name)
-            if match and os.access(path, os.X_OK):
-                found.append((int(match[1] or 0), str(path)))
-    return max(found)[1] if found else None
 
 
 class ModelRunner:
@@ -66,7 +56,7 @@ class ModelRunner:
         if emulator is None or mca is None or objdump is None:
             raise MissingToolError(
                 "--runner model needs qemu-aarch64, its C library and llvm-mca (Debian: qemu-user, "
-                "libc6-dev-arm64-cross, llvm-19)"
+                "libc6-dev-arm64-cross, llvm-19 or newer)"
             )
         self._emulator, self._mca, self._objdump = emulator, mca, objdump
         self._target, self._timeout = target, timeout
@@ -74,7 +64,7 @@ class ModelRunner:
         self.cpu = cpu or CPUS[target.name]
         self._temporary = tempfile.TemporaryDirectory(prefix="tvmq-tune-", ignore_cleanup_errors=True)
         self._folder = Path(self._temporary.name)
-        mca_cycles([["nop"]], mca, self.cpu, self._folder)  # refuses a core that it does not know
+        mca_cycles([["nop"]], mca, self.cpu, repeats=1)  # refuses a core that it does not know
         self._child = Child([sys.executable, "-m", "tvmq.kernels.build_worker", target.name], BUILD)
         self._known: dict[tuple[Workload, AnySchedule], float] = {}
         self._prepared: Workload | None = None
@@ -119,8 +109,8 @@ class ModelRunner:
         code = self._disassembled(program)
         pieces = merged(Trace.parse(log.read_bytes(), code), code)
         texts = [[code.lines[address] for address in addresses] for addresses, _ in pieces]
-        cycles = mca_cycles(texts, self._mca, self.cpu, self._folder)
-        return sum(count * one for (_, count), one in zip(pieces, cycles, strict=True))
+        cycles = mca_cycles(texts, self._mca, self.cpu, repeats=REPEATS)
+        return sum(count * one.modelled for (_, count), one in zip(pieces, cycles, strict=True))
 
     @property
     def _problem(self) -> Path:
