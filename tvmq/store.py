@@ -239,14 +239,19 @@ def _require_parent(path: Path) -> None:
         raise InputError(f"cannot write {path}: the folder {path.parent} does not exist (create it first)")
 
 
+def refuse_existing(path: Path, force: bool) -> None:
+    """UsageError for an output that is there already and is not to be replaced."""
+    if os.path.lexists(path) and not force:
+        raise UsageError(f"{path} exists already (use --force to replace it, or choose another output)")
+
+
 def _require_free(path: Path, force: bool, kind: str, markers: Sequence[str]) -> None:
     try:
         exists, link = os.path.lexists(path), path.is_symlink()
         lacking = [name for name in markers if not (path.is_dir() and (path / name).is_file())]
     except OSError as exc:
         raise InputError(f"cannot write {path}: {exc.strerror}") from exc
-    if exists and not force:
-        raise UsageError(f"{path} exists already (use --force to replace it, or choose another output)")
+    refuse_existing(path, force)
     if exists and (link or lacking):
         why = f"no {lacking[0]}" if lacking else "a link"
         raise UsageError(

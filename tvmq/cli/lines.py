@@ -13,7 +13,7 @@ from typing import Annotated, BinaryIO, TypeVar
 
 import typer
 
-from tvmq.errors import InputError, UsageError
+from tvmq.errors import InputError
 from tvmq.streaming import Undecodable
 
 from .ui import Ui
@@ -26,8 +26,9 @@ Errors = Annotated[Undecodable, typer.Option("--errors", help="What to do with b
 
 def check_output(path: Path, force: bool) -> None:
     """Find out before the work, not after it, that the result cannot be written."""
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists already (use --force to replace it, or choose another output)")
+    from tvmq.store import refuse_existing
+
+    refuse_existing(path, force)
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"{path}: its folder does not exist or cannot be written to")
 

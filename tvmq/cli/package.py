@@ -10,9 +10,9 @@ import typer
 
 from tvmq.errors import UsageError
 
+from .options import MB
 from .ui import Artifact, Force, Json, Ui, Verbose, facts_table
 
-MB = 1e6
 Output = Annotated[Path, typer.Option("--output", "-o", help="Tarball or folder to write.")]
 Linux = Annotated[
     bool, typer.Option("--linux", help="A .tar.gz: library, header, pkg-config, CMake, examples, artifact.")

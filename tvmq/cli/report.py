@@ -10,10 +10,9 @@ import typer
 
 from tvmq.options import ReportOptions
 
-from .options import Frequencies
+from .options import MB, Frequencies
 from .ui import Force, Json, Ui, Verbose, facts_table
 
-MB = 1e6
 Target = Annotated[
     Path,
     typer.Argument(metavar="TARGET", help="An artifact, a coded checkpoint, or a model folder with --plan."),

@@ -12,6 +12,7 @@ import typer
 from tvmq.errors import VerificationError
 from tvmq.options import BenchOptions, SearchOptions
 
+from .options import MB
 from .ui import (
     Artifact,
     BatchSize,
@@ -26,8 +27,6 @@ from .ui import (
     Verbose,
     facts_table,
 )
-
-MB = 1e6
 
 
 def bench(

@@ -11,8 +11,8 @@ from typing import Any
 from schedules import tuning_log
 from schedules.tuned import shipped_log
 from schedules.tuning_log import Damage, TuningLog, TuningRecord
-from tvmq.errors import InputError, UsageError
-from tvmq.store import atomic_write
+from tvmq.errors import InputError
+from tvmq.store import atomic_write, refuse_existing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +109,5 @@ def _values(record: TuningRecord) -> list[Any]:
 
 
 def _write(output: Path, records: Sequence[TuningRecord], force: bool) -> None:
-    if output.exists() and not force:
-        raise UsageError(f"{output} exists already (use --force to replace it, or choose another output)")
+    refuse_existing(output, force)
     atomic_write(output, b"".join(tuning_log.encode(record) for record in records))

@@ -36,7 +36,7 @@ CPUS = {"arm64_v8": "cortex-a53", "arm64_dotprod": "neoverse-n1", "arm64_i8mm": 
 MOST_ROWS = 128
 """Rows that are run: all blocks of rows take the same time, and logs have a line for every piece of code."""
 REPEATS = 40
-"""Of a piece, one after the other: loops are judged as they run, what runs once between them as if it hid there."""
+"""Of a piece, one after the other: so loops run, and what runs once between them is taken to hide there."""
 WRONG = 3
 """Exit code of ``modelled.c`` for other bytes than the expected."""
 _SECTION = "tvmq_kernels"

@@ -17,7 +17,7 @@ from tvmq import __version__
 from tvmq.errors import UsageError
 from tvmq.manifest import FILE_NAME
 from tvmq.native.library import FOLDER, HEADER, LIBRARY, static_library
-from tvmq.store import atomic_file
+from tvmq.store import atomic_file, refuse_existing
 
 from .source import Source, filled, open_source, tokenizer_files
 
@@ -39,8 +39,7 @@ def package_linux(path: Path, output: Path, *, force: bool = False) -> int:
     Raises:
         TvmqError: the artifact, a tool or the output cannot be used.
     """
-    if output.exists() and not force:
-        raise UsageError(f"{output} exists already (use --force to replace it, or choose another output)")
+    refuse_existing(output, force)
     source = open_source(path, "linux")
     if output.resolve().is_relative_to(path.resolve()) and output.resolve() != path.resolve():
         raise UsageError(f"the output {output} lies inside the input {path} (choose another output)")
