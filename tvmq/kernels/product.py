@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from schedules.problem import Outputs, Problem
 from targets import detect_host, get_target
 from targets.spec import TargetSpec
 from tvmq.errors import InputError, MissingToolError
+from tvmq.native.library import require_linker, run_compiler
 from tvmq.vm import ALIGNMENT, aligned, ffi
 
 TENSOR = 7
@@ -76,16 +75,11 @@ def _compiled(kernels: Mapping[str, Any], target: TargetSpec) -> Any:
 
 
 def compile_timer(folder: Path) -> Path:
-    """Compiles the timing loop into ``folder``."""
-    from tvmq.build import require_linker
-
-    source, path = files("tvmq.kernels").joinpath("timer.c"), folder / "timer.so"
-    compiler = require_linker(get_target(detect_host()[0])).command
-    command = [*compiler, "-O2", "-shared", "-fPIC", "-x", "c", "-", "-o", str(path)]
-    done = subprocess.run(command, input=source.read_bytes(), capture_output=True, check=False)
-    if done.returncode:
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
-        raise MissingToolError(f"the C compiler cannot build the timing loop: {lines[0]}")
+    """Compiles the timing loop into ``folder``; MissingToolError where no compiler makes it."""
+    source, path = Path(__file__).with_name("timer.c"), folder / "timer.so"
+    compiler = require_linker(get_target(detect_host()[0]))
+    command = [*compiler.command, "-O2", "-shared", "-fPIC", str(source), "-o", str(path)]
+    run_compiler(compiler, command, "the timing loop")
     return path
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +17,8 @@ from schedules.tuning_log import Basis, Status
 from schedules.workload import Workload
 from targets import cpu_name
 from targets.spec import TargetSpec
-from tvmq import native
-from tvmq.build import require_linker
 from tvmq.errors import InputError, MissingToolError
+from tvmq.native.library import FOLDER, require_linker, run_compiler
 
 from .build_worker import BuildRequest
 from .child import Child, ChildLost
@@ -45,17 +43,13 @@ def build_measure(target: TargetSpec, path: Path) -> None:
         MissingToolError: nothing links for the target, or the compiler fails; its first complaint is told.
     """
     linker = require_linker(target)
-    native_folder = Path(native.__file__).parent
-    folders = (native_folder / "src", native_folder / "include")
+    folders = (FOLDER / "src", FOLDER / "include")
     kind = ("-shared", "-fPIC") if path.name == LIBRARY else ("-rdynamic",)
-    threads = [native_folder / "src" / name for name in ("threads.c", "cores.c")]
+    threads = [FOLDER / "src" / name for name in ("threads.c", "cores.c")]
     sources = (Path(__file__).with_name("measure.c"), *threads)
     command = [*linker.command, *_FLAGS, *kind, *(f"-I{folder}" for folder in folders)]
     command += [*map(str, sources), "-o", str(path), "-lpthread", "-ldl"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        first = next(iter(done.stderr.strip().splitlines()), "no message")
-        raise MissingToolError(f"{linker.name} cannot compile the measuring program: {first}")
+    run_compiler(linker, command, "the measuring program")
 
 
 def failed_build(child: Child, request: BuildRequest) -> Outcome | None:

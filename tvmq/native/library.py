@@ -80,7 +80,7 @@ def shared_library(
     options = [*_COMPILE, *_SHARED, f"-Wl,-soname,{output.name}", *_includes(compiler, what)]
     ends = _ask(link_libraries, compiler, what)
     named = [*map(str, [*files, *words]), "-o", str(output)]
-    _run(compiler, [*compiler.command, *options, *link_options(compiler), *named, *ends], what)
+    run_compiler(compiler, [*compiler.command, *options, *link_options(compiler), *named, *ends], what)
 
 
 @cache
@@ -92,9 +92,9 @@ def static_library(compiler: Linker) -> bytes:
         for file in sources():
             objects.append(f"{folder}/{file.stem}.o")
             command = [*compiler.command, *_COMPILE, *_includes(compiler, what), "-c", str(file)]
-            _run(compiler, [*command, "-o", objects[-1]], what)
+            run_compiler(compiler, [*command, "-o", objects[-1]], what)
         archive = Path(folder) / "libtvmq.a"
-        _run(compiler, [*compiler.archiver, "rcsD", str(archive), *objects], what)
+        run_compiler(compiler, [*compiler.archiver, "rcsD", str(archive), *objects], what)
         return archive.read_bytes()
 
 
@@ -110,7 +110,8 @@ def _ask(options: Callable[[Linker], tuple[str, ...]], compiler: Linker, what: s
         raise _unable(compiler, what, error.stderr) from error
 
 
-def _run(compiler: Linker, command: Sequence[str], what: str) -> None:
+def run_compiler(compiler: Linker, command: Sequence[str], what: str) -> None:
+    """Runs a command of a compiler that makes ``what``; MissingToolError with its first complaint."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
